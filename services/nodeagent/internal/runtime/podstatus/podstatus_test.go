@@ -1,0 +1,93 @@
+package podstatus
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	objectv1 "podwire.dev/proto/podwire/object/v1"
+	"podwire.dev/services/nodeagent/internal/runtime"
+	"podwire.dev/services/nodeagent/internal/runtime/podspec"
+)
+
+var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func done(code int) runtime.ContainerState {
+	return runtime.ContainerState{Name: "c", Phase: runtime.Terminated, Last: &runtime.Exit{Code: code, FinishedAt: now}}
+}
+
+func TestPhaseAndReadiness(t *testing.T) {
+	up := runtime.ContainerState{Name: "c", Phase: runtime.Running, StartedAt: now, Started: true, Ready: true}
+	starting := runtime.ContainerState{Name: "c", Phase: runtime.Running, StartedAt: now}
+	creating := runtime.ContainerState{Name: "c", Reason: "ContainerCreating"}
+	looping := runtime.ContainerState{Name: "c", Reason: "CrashLoopBackOff", Previous: &runtime.Exit{Code: 1}, RestartCount: 3}
+	always := podspec.Pod{RestartPolicy: podspec.RestartAlways}
+	never := podspec.Pod{RestartPolicy: podspec.RestartNever}
+	withInit := func(p podspec.Pod) podspec.Pod { p.Init = []podspec.Container{{Name: "i"}}; return p }
+	one := func(c ...runtime.ContainerState) runtime.PodState { return runtime.PodState{Containers: c} }
+	for name, c := range map[string]struct {
+		pod                            podspec.Pod
+		state                          runtime.PodState
+		phase, init, containers, ready string
+	}{
+		"creating":            {always, one(creating), Pending, "True", "False", "False"},
+		"starting":            {always, one(starting), Running, "True", "False", "False"},
+		"running":             {always, one(up), Running, "True", "True", "True"},
+		"one of two":          {always, one(up, creating), Pending, "True", "False", "False"},
+		"crash loop":          {always, one(looping), Running, "True", "False", "False"},
+		"succeeded":           {never, one(done(0)), Succeeded, "True", "False", "False"},
+		"failed":              {never, one(done(0), done(3)), Failed, "True", "False", "False"},
+		"one ended":           {never, one(done(0), up), Running, "True", "False", "False"},
+		"gate":                {podspec.Pod{ReadinessGates: []string{"x"}}, one(up), Running, "True", "True", "False"},
+		"stopping":            {always, runtime.PodState{Stopping: true, Containers: []runtime.ContainerState{up}}, Running, "True", "True", "False"},
+		"initializing":        {withInit(always), runtime.PodState{Init: []runtime.ContainerState{up}, Containers: []runtime.ContainerState{creating}}, Pending, "False", "False", "False"},
+		"init failed":         {withInit(never), runtime.PodState{Init: []runtime.ContainerState{done(1)}, Containers: []runtime.ContainerState{creating}}, Failed, "False", "False", "False"},
+		"init fails, retried": {withInit(always), runtime.PodState{Init: []runtime.ContainerState{looping}, Containers: []runtime.ContainerState{creating}}, Pending, "False", "False", "False"},
+		"initialized":         {withInit(always), runtime.PodState{Init: []runtime.ContainerState{done(0)}, Containers: []runtime.ContainerState{up}}, Running, "True", "True", "True"},
+	} {
+		s := Compute(c.pod, c.state, nil, now)
+		got := []string{s.GetPhase()}
+		for _, want := range []string{condInit, condContainers, condReady} {
+			for _, cond := range s.GetConditions() {
+				if cond.GetType() == want {
+					got = append(got, cond.GetStatus())
+				}
+			}
+		}
+		if want := strings.Join([]string{c.phase, c.init, c.containers, c.ready}, " "); strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, want %s", name, got, want)
+		}
+	}
+}
+
+func TestDetails(t *testing.T) {
+	pod := podspec.Pod{ReadinessGates: []string{"example.com/gate"}, RestartPolicy: podspec.RestartAlways}
+	state := runtime.PodState{
+		StartedAt: now,
+		Net:       runtime.Attachment{PodIPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, HostIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
+		Containers: []runtime.ContainerState{{
+			Name: "c", Image: "nginx:1", Substituted: "nginx:1", Phase: runtime.Running, StartedAt: now, Started: true, Ready: true,
+			RestartCount: 1, Previous: &runtime.Exit{Code: 137, Signal: 9, Reason: "Error", FinishedAt: now},
+		}},
+	}
+	before := &objectv1.PodStatus{Conditions: []*objectv1.PodCondition{{Type: "example.com/gate", Status: "True"}}}
+	first := Compute(pod, state, before, now)
+	if first.GetPodIp() != "10.0.0.1" || len(first.GetPodIps()) != 2 || first.GetHostIp() != "192.0.2.1" || !strings.Contains(first.GetMessage(), "nginx:1") {
+		t.Errorf("%v", first)
+	}
+	c := first.GetContainerStatuses()[0]
+	if c.GetImageId() != runtime.EchoImage || c.GetLastState().GetTerminated().GetExitCode() != 137 || c.GetState().GetRunning() == nil || !c.GetStarted() {
+		t.Errorf("%v", c)
+	}
+	// Nothing changed: the transition times stay, and the foreign condition does.
+	second := Compute(pod, state, first, now.Add(time.Hour))
+	if len(second.GetConditions()) != 5 {
+		t.Errorf("%v", second.GetConditions())
+	}
+	for _, cond := range second.GetConditions() {
+		if cond.GetType() != "example.com/gate" && !cond.GetLastTransitionTime().AsTime().Equal(now) {
+			t.Errorf("%s moved to %s", cond.GetType(), cond.GetLastTransitionTime().AsTime())
+		}
+	}
+}
