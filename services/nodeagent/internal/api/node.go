@@ -1,0 +1,54 @@
+package api
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"podwire.dev/internal/push"
+	"podwire.dev/services/nodeagent/internal/addresses"
+	"podwire.dev/services/nodeagent/internal/dataplane"
+	"podwire.dev/services/nodeagent/internal/kernel/host"
+)
+
+// Dataplane is what the kernel holds; *dataplane.Loop is one.
+type Dataplane interface {
+	Read(ctx context.Context, fn func(dataplane.Tables, dataplane.Stats)) error
+}
+
+// Source is one service's slice; *push.Subscriber is one.
+type Source interface {
+	Status() push.SubscriberStatus
+	Accept() bool
+}
+
+// Settings are the host's.
+type Settings interface {
+	Check() ([]host.State, error)
+}
+
+// Blocks are the node's leased blocks; *addresses.Allocator is one.
+type Blocks interface {
+	Blocks() []addresses.Usage
+}
+
+// PodCounts counts the node's Pods; *pods.Supervisor is one.
+type PodCounts interface {
+	Phases() map[string]int
+	Problems() []string
+}
+
+// Node answers what the node holds and how it fares: an [Inspector].
+type Node struct {
+	Name, Version string
+	Started       time.Time
+	Dataplane     Dataplane
+	// Sources in the order in which they are shown.
+	Sources  []Source
+	Settings Settings
+	Blocks   Blocks
+	Pods     PodCounts
+	// Writes counts the kernel objects that others than the dataplane changed since the start: links, settings.
+	Writes func() int64
+	Log    *slog.Logger
+}
