@@ -1,0 +1,177 @@
+package stack
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"podwire.dev/internal/daemon"
+	"podwire.dev/internal/feed"
+	"podwire.dev/internal/pki"
+	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/store"
+	"podwire.dev/internal/store/storefake"
+	"podwire.dev/internal/telemetry"
+	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
+	cluster "podwire.dev/services/cluster/app"
+	ipam "podwire.dev/services/ipam/app"
+	policy "podwire.dev/services/policy/app"
+	svcproxy "podwire.dev/services/svcproxy/app"
+)
+
+// patience bounds a test that hangs.
+const patience = time.Minute
+
+// control is the control plane of one test.
+type control struct {
+	t         *testing.T
+	ctx       context.Context
+	dir       string
+	authority *pki.Authority
+	fake      *storefake.Fake
+	log       *slog.Logger
+	// targets are the services' TCP addresses, which a restart keeps.
+	targets map[string]string
+	stops   map[string]func()
+	user    map[string]*grpc.ClientConn
+}
+
+// names of the services, in the order in which they are started.
+var names = []string{cluster.Name, ipam.Name, svcproxy.Name, policy.Name}
+
+// newControl starts the services and stops them with the test.
+func newControl(t *testing.T) *control {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	kinds := store.Kinds{}
+	for _, k := range []store.Kinds{cluster.Kinds(), ipam.Kinds(), svcproxy.Kinds(), policy.Kinds()} {
+		maps.Copy(kinds, k)
+	}
+	c := &control{
+		t: t, ctx: ctx, dir: t.TempDir(), fake: storefake.New(kinds), log: slog.New(slog.DiscardHandler),
+		targets: map[string]string{}, stops: map[string]func(){}, user: map[string]*grpc.ClientConn{},
+	}
+	if _, err := pki.Init(c.dir, pki.Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if c.authority, err = pki.LoadAuthority(c.dir); err != nil {
+		t.Fatal(err)
+	}
+	admin := c.identity(pki.User("root"))
+	for _, name := range names {
+		c.targets[name] = freePort(t)
+	}
+	for _, name := range names {
+		c.start(name)
+		conn, err := rpc.Dial(c.targets[name], pki.Service(name), admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		c.user[name] = conn
+	}
+	return c
+}
+
+// freePort is an address of loopback that nobody listens at.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// identity makes a certificate and reads it.
+func (c *control) identity(id pki.Identity) *rpc.Credentials {
+	c.t.Helper()
+	dir := filepath.Join(c.dir, string(id.Kind)+"-"+id.Name)
+	csr, key, err := pki.NewRequest()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	cert, err := c.authority.SignStandard(csr, id)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := pki.WriteIdentity(dir, c.authority.CAPEM(), cert, key); err != nil {
+		c.t.Fatal(err)
+	}
+	creds, err := rpc.LoadCredentials(dir, c.log)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return creds
+}
+
+// start runs a service until the test ends or stop is called.
+func (c *control) start(name string) {
+	c.t.Helper()
+	creds := c.identity(pki.Service(name))
+	tele, err := telemetry.Setup(c.ctx, telemetry.Process{Service: name, Log: c.log})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	d := daemon.New(daemon.Options{Name: name, Log: c.log, Telemetry: tele})
+	ended := make(chan error, 1)
+	go func() { // ends with the daemon, which stop waits for
+		ended <- d.Run(context.WithoutCancel(c.ctx), func(context.Context) error {
+			server, err := rpc.NewServer(rpc.ServerOptions{Listen: c.targets[name], Creds: creds, Fail: d.Fail, Telemetry: tele, Log: c.log})
+			if err != nil {
+				return err
+			}
+			return c.serve(d, name, server, creds)
+		})
+	}()
+	stopped := false
+	c.stops[name] = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		d.Stop()
+		if err := <-ended; err != nil {
+			c.t.Errorf("%s ended with: %v", name, err)
+		}
+	}
+	c.t.Cleanup(c.stops[name])
+}
+
+func (c *control) serve(d *daemon.Daemon, name string, server *rpc.Server, creds *rpc.Credentials) error {
+	replica := feed.ReplicaOf(name, c.targets[name])
+	switch name {
+	case cluster.Name:
+		cfg := cluster.Config{CADir: c.dir}
+		cfg.SetDefaults()
+		cluster.Serve(d, c.fake.Another(cluster.Kinds()), server, replica, cfg, c.authority)
+		return nil
+	case ipam.Name:
+		cfg := ipam.Config{LoadBalancers: []string{"192.0.2.100-192.0.2.199"}}
+		cfg.SetDefaults()
+		return ipam.Serve(d, c.fake.Another(ipam.Kinds()), server, replica, cfg)
+	case svcproxy.Name:
+		conn, err := rpc.Dial(c.targets[ipam.Name], pki.Service(ipam.Name), creds)
+		if err != nil {
+			return err
+		}
+		d.OnStop(daemon.StageStore, "ipam", func(context.Context) error { return conn.Close() })
+		cfg := svcproxy.Config{}
+		cfg.SetDefaults()
+		return svcproxy.Serve(d, c.fake.Another(svcproxy.Kinds()), server, replica, ipamv1.NewAllocationServiceClient(conn), cfg)
+	case policy.Name:
+		policy.Serve(d, c.fake.Another(policy.Kinds()), server, replica)
+		return nil
+	}
+	return fmt.Errorf("there is no service %s", name)
+}
