@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,8 +53,29 @@ func sign(f *os.File) error {
 	return err
 }
 
-// Alive says whether a supervisor keeps the children of a state directory, and which process it is.
+// release is how long the kernel may take to let go of the lock of a process that has ended.
+const (
+	release     = 2 * time.Second
+	releaseLook = 10 * time.Millisecond
+)
+
+// Alive says whether a supervisor keeps the children of a state directory, and which process it is. The lock outlives a
+// killed supervisor by a moment; then it is waited for.
 func Alive(dir statedir.Dir) (proc.Process, bool, error) {
+	for end := time.Now().Add(release); ; {
+		p, held, err := holder(dir)
+		if err != nil || !held || p == (proc.Process{}) || time.Now().After(end) {
+			return p, held, err
+		}
+		if now, err := proc.Of(p.PID); err == nil && now == p {
+			return p, true, nil
+		}
+		<-time.After(releaseLook)
+	}
+}
+
+// holder asks who holds the lock.
+func holder(dir statedir.Dir) (proc.Process, bool, error) {
 	f, err := os.OpenFile(lockPath(dir), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return proc.Process{}, false, nil
@@ -71,7 +93,7 @@ func Alive(dir statedir.Dir) (proc.Process, bool, error) {
 	}
 	var p proc.Process
 	if err := json.NewDecoder(f).Decode(&p); err != nil {
-		return p, true, nil // it has the lock and has not signed yet
+		return proc.Process{}, true, nil // it has the lock and has not signed yet
 	}
 	return p, true, nil
 }

@@ -30,7 +30,7 @@ func abandon(root string) int {
 		var s PodState
 		if s, err = d.State(p.UID); err == nil && running(s) {
 			fmt.Println("started")
-			select {}
+			<-time.After(time.Hour) // not select{}: the runtime may call that a deadlock, and end
 		}
 	}
 	fmt.Println(err)
