@@ -33,23 +33,30 @@ type Process struct {
 
 // Of is the process that has the pid now; ErrGone if none has, or if it only waits for its parent to take note of its end.
 func Of(pid int) (Process, error) {
+	p, state, err := owner(pid)
+	if err == nil && (state == 'Z' || state == 'X') {
+		return Process{}, ErrGone
+	}
+	return p, err
+}
+
+// owner is the process that has the pid, with its state (proc_pid_stat(5)). One in state Z need not have ended: its other
+// threads may still be about to, with everything that they hold.
+func owner(pid int) (Process, byte, error) {
 	stat, err := os.ReadFile(file(pid, "stat"))
 	if err != nil {
-		return Process{}, fmt.Errorf("%w: %w", ErrGone, err)
+		return Process{}, 0, fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	// The command name may hold anything, also spaces and brackets: count from the last.
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 20 {
-		return Process{}, fmt.Errorf("%s: %d fields after the name", file(pid, "stat"), len(fields))
-	}
-	if state := fields[0][0]; state == 'Z' || state == 'X' {
-		return Process{}, ErrGone
+		return Process{}, 0, fmt.Errorf("%s: %d fields after the name", file(pid, "stat"), len(fields))
 	}
 	start, err := strconv.ParseUint(string(fields[19]), 10, 64)
 	if err != nil {
-		return Process{}, fmt.Errorf("%s: start time: %w", file(pid, "stat"), err)
+		return Process{}, 0, fmt.Errorf("%s: start time: %w", file(pid, "stat"), err)
 	}
-	return Process{PID: pid, Start: start}, nil
+	return Process{PID: pid, Start: start}, fields[0][0], nil
 }
 
 func file(pid int, elem ...string) string {
@@ -111,7 +118,7 @@ func NamespaceOf(pid int, kind string) Namespace {
 	return ns
 }
 
-// handle is a pidfd of exactly this process, or ErrGone.
+// handle is a pidfd of exactly this process, also while it is ending, or ErrGone.
 func (p Process) handle() (*os.File, error) {
 	if p.PID <= 0 {
 		return nil, ErrGone
@@ -124,7 +131,7 @@ func (p Process) handle() (*os.File, error) {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
 	// Looked at after the pidfd is held: from here on the pid cannot become another's.
-	now, err := Of(p.PID)
+	now, _, err := owner(p.PID)
 	if err != nil || now != p {
 		unix.Close(fd)
 		return nil, ErrGone
