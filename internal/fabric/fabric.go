@@ -157,7 +157,7 @@ func (f *Fabric) EnsureDevice() (Device, error) {
 		return Device{}, err
 	}
 	want := Device{
-		Link: f.cfg.Link, MAC: MACOf(f.cfg.Self), MTU: underlay.MTU - Encapsulation(f.cfg.Underlay), Underlay: underlay,
+		Link: f.cfg.Link, MAC: nodestate.TunnelMACOf(f.cfg.Self), MTU: underlay.MTU - Encapsulation(f.cfg.Underlay), Underlay: underlay,
 	}
 	if want.MTU < minMTU {
 		return Device{}, errs.New(errs.Invalid, "fabric: link %s has an MTU of %d, which leaves %d for pods; IPv6 needs %d: raise it to %d",

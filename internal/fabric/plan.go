@@ -1,7 +1,6 @@
 package fabric
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"sort"
@@ -65,15 +64,6 @@ type Problem struct {
 // String is "<row>: <reason>".
 func (p Problem) String() string { return p.Row + ": " + p.Reason }
 
-// MACOf is the MAC of the VXLAN device of a member: derived from its name, so that it survives a restart of the host and
-// nobody has to be told of a new one; locally administered, unicast.
-func MACOf(member string) [6]byte {
-	sum := sha256.Sum256([]byte("podwire fabric member " + member))
-	mac := [6]byte{0x02}
-	copy(mac[1:], sum[:5])
-	return mac
-}
-
 // Compute plans the fabric of the member self, whose tunnel ends at underlay, from the rows of ipam. Rows that contradict
 // each other are resolved by name: the first member keeps what a later one claims too. Any order of the rows gives the same
 // plan.
@@ -121,14 +111,14 @@ func (c *compute) problem(row, format string, args ...any) {
 
 func (c *compute) addSelf(m nodestate.Member) {
 	row := "member " + m.Name
-	if m.TunnelMAC != MACOf(m.Name) {
-		c.problem(row, "it is registered with tunnel MAC %x, but its device has %x; register it again", m.TunnelMAC, MACOf(m.Name))
+	if m.TunnelMAC != nodestate.TunnelMACOf(m.Name) {
+		c.problem(row, "it is registered with tunnel MAC %x, but its device has %x; register it again", m.TunnelMAC, nodestate.TunnelMACOf(m.Name))
 	}
 	if len(m.Underlay) > 0 && m.Underlay[0] != c.underlay {
 		c.problem(row, "it is registered with underlay address %s, but its tunnel ends at %s; register it again",
 			m.Underlay[0], c.underlay)
 	}
-	c.macs[MACOf(m.Name)] = m.Name
+	c.macs[nodestate.TunnelMACOf(m.Name)] = m.Name
 	for _, a := range m.Tunnel {
 		if _, taken := c.own[a.Is4()]; taken || !a.IsValid() {
 			c.problem(row, "its tunnel addresses %v are not one of each family", m.Tunnel)

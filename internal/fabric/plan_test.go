@@ -11,7 +11,7 @@ import (
 
 // row makes a member: name, underlay, tunnel addresses, blocks; lists are separated by spaces.
 func row(name, underlay, tunnel, blocks string) nodestate.Member {
-	m := nodestate.Member{Name: name, Kind: nodestate.MemberNode, TunnelMAC: MACOf(name)}
+	m := nodestate.Member{Name: name, Kind: nodestate.MemberNode, TunnelMAC: nodestate.TunnelMACOf(name)}
 	for _, s := range strings.Fields(underlay) {
 		m.Underlay = append(m.Underlay, netip.MustParseAddr(s))
 	}
@@ -102,7 +102,7 @@ func TestCompute(t *testing.T) {
 		},
 		{
 			name:     "our MAC",
-			members:  []nodestate.Member{self, changed(other, func(m *nodestate.Member) { m.TunnelMAC = MACOf("a") })},
+			members:  []nodestate.Member{self, changed(other, func(m *nodestate.Member) { m.TunnelMAC = nodestate.TunnelMACOf("a") })},
 			routes:   []string{"unassigned 10.244.1.0/26", "unassigned fd00:10:244:1::/122"},
 			problems: []string{"member b: member a has the same tunnel MAC"},
 		},
@@ -123,7 +123,7 @@ func TestCompute(t *testing.T) {
 		},
 		{
 			name:     "registered before a change",
-			members:  []nodestate.Member{changed(self, func(m *nodestate.Member) { m.TunnelMAC = MACOf("b"); m.Underlay = other.Underlay })},
+			members:  []nodestate.Member{changed(self, func(m *nodestate.Member) { m.TunnelMAC = nodestate.TunnelMACOf("b"); m.Underlay = other.Underlay })},
 			routes:   []string{"unassigned 10.244.1.0/26", "unassigned fd00:10:244:1::/122"},
 			problems: []string{"member a: it is registered with tunnel MAC", "member a: it is registered with underlay address 172.30.0.2"},
 		},
@@ -173,8 +173,8 @@ func TestCompute(t *testing.T) {
 }
 
 func TestMACOf(t *testing.T) {
-	a, b := MACOf("a"), MACOf("b")
-	if a == b || a != MACOf("a") || a[0]&3 != 2 {
+	a, b := nodestate.TunnelMACOf("a"), nodestate.TunnelMACOf("b")
+	if a == b || a != nodestate.TunnelMACOf("a") || a[0]&3 != 2 {
 		t.Errorf("MACs %x and %x", a, b)
 	}
 }

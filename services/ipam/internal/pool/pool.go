@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/nodestate"
 )
 
 // Kind is what a value is taken from. Its text is AddressClaim.spec.pool.
@@ -146,7 +147,7 @@ func (p *Pools) NextBlock(fam int) (netip.Prefix, error) {
 			continue
 		}
 		bits := p.BlockBits[fam]
-		end := lastOf(pods)
+		end := nodestate.LastOf(pods)
 		for b := netip.PrefixFrom(pods.Addr(), bits); ; {
 			if _, held := p.blocks[b]; !held && p.tried[BlockName(b)] == 0 {
 				switch seq, used := p.freed[b]; {
@@ -156,7 +157,7 @@ func (p *Pools) NextBlock(fam int) (netip.Prefix, error) {
 					oldest = b
 				}
 			}
-			last := lastOf(b)
+			last := nodestate.LastOf(b)
 			if last == end {
 				break
 			}
@@ -264,7 +265,7 @@ func (p *Pools) dynamic(w Want) []AddrRange {
 			continue
 		}
 		usable := usable(s)
-		band := staticBand(AddrRange{s.Masked().Addr(), lastOf(s)}.size(), 16, 256)
+		band := staticBand(AddrRange{s.Masked().Addr(), nodestate.LastOf(s)}.size(), 16, 256)
 		if band == 0 {
 			out = append(out, usable)
 			continue
@@ -278,7 +279,7 @@ func (p *Pools) dynamic(w Want) []AddrRange {
 // usable leaves out the addresses of a service range that are not for Services: the network's own and, in IPv4, the
 // broadcast address.
 func usable(s netip.Prefix) AddrRange {
-	r := AddrRange{s.Masked().Addr(), lastOf(s)}
+	r := AddrRange{s.Masked().Addr(), nodestate.LastOf(s)}
 	if r.size() > 2 {
 		r.From = r.From.Next()
 		if s.Addr().Is4() {
@@ -386,7 +387,7 @@ func (p *Pools) Status() []Status {
 func (p *Pools) Outside() []string {
 	var out []string
 	for b, node := range p.blocks {
-		within := func(pods netip.Prefix) bool { return pods.Contains(b.Addr()) && pods.Contains(lastOf(b)) }
+		within := func(pods netip.Prefix) bool { return pods.Contains(b.Addr()) && pods.Contains(nodestate.LastOf(b)) }
 		if b.Bits() != p.BlockBits[family(b.Addr())] || !slices.ContainsFunc(p.Pods, within) {
 			out = append(out, fmt.Sprintf("block %s of node %s", b, node))
 		}

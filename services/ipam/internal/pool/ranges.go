@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/nodestate"
 )
 
 // AddrRange is an inclusive range of addresses of one family.
@@ -22,7 +23,7 @@ func ParseAddrRange(text string) (AddrRange, error) {
 		if p != p.Masked() {
 			return AddrRange{}, fmt.Errorf("has bits set behind the prefix; write %s", p.Masked())
 		}
-		return AddrRange{p.Addr(), lastOf(p)}, nil
+		return AddrRange{p.Addr(), nodestate.LastOf(p)}, nil
 	}
 	first, last, found := strings.Cut(text, "-")
 	if !found {
@@ -71,14 +72,14 @@ func (r AddrRange) Prefixes() []netip.Prefix {
 		bits := from.BitLen()
 		for bits > 0 {
 			wider := netip.PrefixFrom(from, bits-1)
-			if wider.Masked().Addr() != from || r.To.Less(lastOf(wider)) {
+			if wider.Masked().Addr() != from || r.To.Less(nodestate.LastOf(wider)) {
 				break
 			}
 			bits--
 		}
 		p := netip.PrefixFrom(from, bits)
 		out = append(out, p)
-		end := lastOf(p)
+		end := nodestate.LastOf(p)
 		if end == r.To {
 			return out
 		}
@@ -131,16 +132,6 @@ func plus(a netip.Addr, n uint64) netip.Addr {
 	}
 	out, _ := netip.AddrFromSlice(raw)
 	return out
-}
-
-// lastOf returns the highest address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	raw := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < len(raw)*8; bit++ {
-		raw[bit/8] |= 1 << (7 - bit%8)
-	}
-	a, _ := netip.AddrFromSlice(raw)
-	return a
 }
 
 // PortRange is an inclusive range of ports.
@@ -206,7 +197,7 @@ func (r Ranges) Check() []errs.Violation {
 		if p != p.Masked() {
 			bad(field, p.String(), "has bits set behind the prefix; write "+p.Masked().String())
 		}
-		all = append(all, named{field, AddrRange{p.Masked().Addr(), lastOf(p)}})
+		all = append(all, named{field, AddrRange{p.Masked().Addr(), nodestate.LastOf(p)}})
 	}
 	for i, p := range r.Pods {
 		field := fmt.Sprintf("pods[%d]", i)

@@ -26,16 +26,6 @@ func (t PeerTerm) contains(a netip.Addr) bool {
 	return true
 }
 
-// last returns the highest address of a prefix.
-func last(p netip.Prefix) netip.Addr {
-	raw := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < len(raw)*8; bit++ {
-		raw[bit/8] |= 1 << (7 - bit%8)
-	}
-	a, _ := netip.AddrFromSlice(raw)
-	return a
-}
-
 // atoms cuts the addresses that any block contains into ranges which lie either wholly inside or wholly outside each
 // block. Neighbours that the same blocks contain are one range. The result is sorted by address.
 func atoms(blocks []*term) []atom {
@@ -43,7 +33,7 @@ func atoms(blocks []*term) []atom {
 	for _, b := range blocks {
 		for _, p := range append([]netip.Prefix{b.peer.Block}, b.peer.Except...) {
 			starts = append(starts, p.Masked().Addr())
-			if next := last(p).Next(); next.IsValid() {
+			if next := nodestate.LastOf(p).Next(); next.IsValid() {
 				starts = append(starts, next)
 			}
 		}
@@ -71,9 +61,9 @@ func atoms(blocks []*term) []atom {
 
 func lastOfFamily(a netip.Addr) netip.Addr {
 	if a.Is4() {
-		return last(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+		return nodestate.LastOf(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 	}
-	return last(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	return nodestate.LastOf(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
 }
 
 // blockTokens returns the keys of the blocks that contain an address, sorted.
