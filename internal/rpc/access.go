@@ -39,6 +39,8 @@ const (
 	IPAM          Who = "/service/ipam"
 	Svcproxy      Who = "/service/svcproxy"
 	Policy        Who = "/service/policy"
+	DNS           Who = "/service/dns"
+	Ingress       Who = "/service/ingress"
 )
 
 func (w Who) includes(id Identity) bool {
@@ -98,11 +100,12 @@ func Table() Access {
 	a.add("grpc.reflection.v1.ServerReflection", Stream, "ServerReflectionInfo", Authenticated)
 	a.add("grpc.reflection.v1alpha.ServerReflection", Stream, "ServerReflectionInfo", Authenticated)
 	a.add("podwire.trace.v1.TraceService", Read, "GetHops", Users, Services)
-	a.add("podwire.push.v1.PushService", Stream, "Subscribe", Nodes)
+	a.add("podwire.push.v1.PushService", Stream, "Subscribe", Nodes, DNS, Ingress) // members: ipam's only
 
 	a.add("podwire.cluster.v1.EnrolmentService", Write, "Enroll", Anyone)
 	a.add("podwire.cluster.v1.EnrolmentService", Write, "CreateToken RevokeToken", Users)
 	a.add("podwire.cluster.v1.LivenessService", Stream, "Heartbeat", Nodes)
+	a.add("podwire.cluster.v1.MemberService", Stream, "Attend", DNS, Ingress) // a service: its own replicas
 	a.add("podwire.cluster.v1.DirectoryService", Read, "ListProcesses", Users, Services)
 	a.add("podwire.cluster.v1.ReceiptService", Stream, "Wait", Users)
 	a.add("podwire.cluster.v1.NamespaceService", Read, "Get List", Users, Services)
@@ -119,8 +122,8 @@ func Table() Access {
 	a.add("podwire.cluster.v1.PodService", Stream, "Watch", Users, Services)
 	a.add("podwire.cluster.v1.PodService", Write, "Apply Delete UpdateStatus", Users, Nodes) // a node: its own
 
-	a.add("podwire.ipam.v1.AllocationService", Write, "LeaseBlock", Nodes)          // a node: its own
-	a.add("podwire.ipam.v1.AllocationService", Write, "ReleaseBlock", Nodes, Users) // a node: its own
+	a.add("podwire.ipam.v1.AllocationService", Write, "LeaseBlock", Nodes, DNS, Ingress)          // a node: its own; a service: its own replicas
+	a.add("podwire.ipam.v1.AllocationService", Write, "ReleaseBlock", Nodes, DNS, Ingress, Users) // as LeaseBlock
 	a.add("podwire.ipam.v1.AllocationService", Write, "Allocate Release", Svcproxy, Users)
 	a.add("podwire.ipam.v1.AllocationService", Read, "ListPools", Users, Services)
 	a.add("podwire.ipam.v1.AddressBlockService", Read, "Get List", Users, Services)
@@ -140,6 +143,19 @@ func Table() Access {
 	a.add("podwire.policy.v1.NetworkPolicyService", Stream, "Watch", Users, Services)
 	a.add("podwire.policy.v1.NetworkPolicyService", Write, "Apply Delete", Users)
 	a.add("podwire.policy.v1.VerdictService", Read, "Explain", Users)
+
+	a.add("podwire.dns.v1.ResolveService", Read, "Resolve", Users)
+
+	a.add("podwire.ingress.v1.IngressService", Read, "Get List", Users, Services)
+	a.add("podwire.ingress.v1.IngressService", Stream, "Watch", Users, Services)
+	a.add("podwire.ingress.v1.IngressService", Write, "Apply Delete UpdateStatus", Users)
+	a.add("podwire.ingress.v1.IngressClassService", Read, "Get List", Users, Services)
+	a.add("podwire.ingress.v1.IngressClassService", Stream, "Watch", Users, Services)
+	a.add("podwire.ingress.v1.IngressClassService", Write, "Apply Delete", Users)
+	a.add("podwire.ingress.v1.SecretService", Read, "Get List", Users) // no service: only ingress itself reads Secrets
+	a.add("podwire.ingress.v1.SecretService", Stream, "Watch", Users)
+	a.add("podwire.ingress.v1.SecretService", Write, "Apply Delete", Users)
+	a.add("podwire.ingress.v1.RouteService", Read, "Match", Users)
 
 	a.add("podwire.nodeagent.v1.AgentService", Stream, "Exec Logs", Users)
 	a.add("podwire.nodeagent.v1.AgentService", Read, "Explain Status", Users)

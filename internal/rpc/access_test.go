@@ -15,6 +15,8 @@ import (
 	"podwire.dev/internal/pki"
 	"podwire.dev/internal/rpc"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
+	dnsv1 "podwire.dev/proto/podwire/dns/v1"
+	ingressv1 "podwire.dev/proto/podwire/ingress/v1"
 	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
 	nodeagentv1 "podwire.dev/proto/podwire/nodeagent/v1"
 	policyv1 "podwire.dev/proto/podwire/policy/v1"
@@ -27,6 +29,7 @@ import (
 var _ = []protoreflect.FileDescriptor{
 	clusterv1.File_podwire_cluster_v1_enrolment_service_proto, ipamv1.File_podwire_ipam_v1_allocation_service_proto,
 	nodeagentv1.File_podwire_nodeagent_v1_agent_service_proto, policyv1.File_podwire_policy_v1_verdict_service_proto,
+	dnsv1.File_podwire_dns_v1_resolve_service_proto, ingressv1.File_podwire_ingress_v1_ingress_service_proto,
 	pushv1.File_podwire_push_v1_push_proto, svcproxyv1.File_podwire_svcproxy_v1_lookup_service_proto,
 	tracev1.File_podwire_trace_v1_trace_proto, healthpb.File_grpc_health_v1_health_proto,
 	reflectionpb.File_grpc_reflection_v1_reflection_proto, reflectionalphapb.File_grpc_reflection_v1alpha_reflection_proto,
@@ -65,7 +68,7 @@ func TestTableIsTheRegisteredRPCs(t *testing.T) {
 		if streaming != (rule.Effect == rpc.Stream) && rule.Effect != rpc.Probe {
 			t.Errorf("%s: effect %d does not fit its descriptor", name, rule.Effect)
 		}
-		read := slices.ContainsFunc([]string{"Get", "List", "Explain", "Lookup", "Status"}, func(p string) bool {
+		read := slices.ContainsFunc([]string{"Get", "List", "Explain", "Lookup", "Status", "Resolve", "Match"}, func(p string) bool {
 			return strings.HasPrefix(string(m.Name()), p)
 		})
 		if !streaming && rule.Effect != rpc.Probe && read != (rule.Effect == rpc.Read) {

@@ -131,11 +131,14 @@ func (Pool) EnumDescriptor() ([]byte, []int) {
 // LeaseBlockRequest asks for one block.
 type LeaseBlockRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Node that will hold it; a node asks for itself only.
+	// Node that will hold it; a node asks for itself only. Empty where member is set.
 	Node   string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Family Family `protobuf:"varint,2,opt,name=family,proto3,enum=podwire.ipam.v1.Family" json:"family,omitempty"`
 	// Chosen by the caller, the same on a retry.
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Fabric member that will hold it: a replica of the calling service, whose name begins with the service's and a dash.
+	// It gets a single address. Empty where node is set.
+	Member        string `protobuf:"bytes,4,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +190,13 @@ func (x *LeaseBlockRequest) GetFamily() Family {
 func (x *LeaseBlockRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *LeaseBlockRequest) GetMember() string {
+	if x != nil {
+		return x.Member
 	}
 	return ""
 }
@@ -249,7 +259,9 @@ type ReleaseBlockRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// Name of the AddressBlock.
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Fabric member that holds it; empty where node is set.
+	Member        string `protobuf:"bytes,3,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -294,6 +306,13 @@ func (x *ReleaseBlockRequest) GetNode() string {
 func (x *ReleaseBlockRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *ReleaseBlockRequest) GetMember() string {
+	if x != nil {
+		return x.Member
 	}
 	return ""
 }
@@ -875,18 +894,20 @@ var File_podwire_ipam_v1_allocation_service_proto protoreflect.FileDescriptor
 
 const file_podwire_ipam_v1_allocation_service_proto_rawDesc = "" +
 	"\n" +
-	"(podwire/ipam/v1/allocation_service.proto\x12\x0fpodwire.ipam.v1\x1a$podwire/object/v1/addressblock.proto\x1a$podwire/object/v1/addressclaim.proto\"w\n" +
+	"(podwire/ipam/v1/allocation_service.proto\x12\x0fpodwire.ipam.v1\x1a$podwire/object/v1/addressblock.proto\x1a$podwire/object/v1/addressclaim.proto\"\x8f\x01\n" +
 	"\x11LeaseBlockRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12/\n" +
 	"\x06family\x18\x02 \x01(\x0e2\x17.podwire.ipam.v1.FamilyR\x06family\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tR\trequestId\"i\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06member\x18\x04 \x01(\tR\x06member\"i\n" +
 	"\x12LeaseBlockResponse\x127\n" +
 	"\x06object\x18\x01 \x01(\v2\x1f.podwire.object.v1.AddressBlockR\x06object\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"=\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"U\n" +
 	"\x13ReleaseBlockRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"2\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06member\x18\x03 \x01(\tR\x06member\"2\n" +
 	"\x14ReleaseBlockResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\"_\n" +
 	"\x05Owner\x12\x12\n" +

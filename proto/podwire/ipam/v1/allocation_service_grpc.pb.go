@@ -32,7 +32,8 @@ const (
 //
 // AllocationService decides who holds which address.
 type AllocationServiceClient interface {
-	// LeaseBlock gives a node one more block of pod addresses of a family. A repeated request_id returns the same block.
+	// LeaseBlock gives a node one more block of pod addresses of a family, or a fabric member its address of a family (a
+	// block of one address). A repeated request_id returns the same block.
 	LeaseBlock(ctx context.Context, in *LeaseBlockRequest, opts ...grpc.CallOption) (*LeaseBlockResponse, error)
 	// ReleaseBlock takes a block back that its node no longer uses.
 	ReleaseBlock(ctx context.Context, in *ReleaseBlockRequest, opts ...grpc.CallOption) (*ReleaseBlockResponse, error)
@@ -108,7 +109,8 @@ func (c *allocationServiceClient) ListPools(ctx context.Context, in *ListPoolsRe
 //
 // AllocationService decides who holds which address.
 type AllocationServiceServer interface {
-	// LeaseBlock gives a node one more block of pod addresses of a family. A repeated request_id returns the same block.
+	// LeaseBlock gives a node one more block of pod addresses of a family, or a fabric member its address of a family (a
+	// block of one address). A repeated request_id returns the same block.
 	LeaseBlock(context.Context, *LeaseBlockRequest) (*LeaseBlockResponse, error)
 	// ReleaseBlock takes a block back that its node no longer uses.
 	ReleaseBlock(context.Context, *ReleaseBlockRequest) (*ReleaseBlockResponse, error)

@@ -21,7 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// AddressBlock records that a node holds a block of Pod addresses
+// AddressBlock records that a node or a fabric member holds a block of Pod addresses
 // (ipam.podwire.dev/v1, cluster-scoped). Podwire's own: written by ipam only.
 type AddressBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -109,8 +109,11 @@ type AddressBlockSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The block, in CIDR form, masked (10.244.0.64/26). Writer: ipam.
 	Cidr string `protobuf:"bytes,1,opt,name=cidr,proto3" json:"cidr,omitempty"`
-	// Name of the Node or of the fabric member that holds it. Writer: ipam.
-	Node          string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Name of the Node that holds it; empty where a member does. Writer: ipam.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Name of the fabric member that holds it, a replica of dns or ingress, whose
+	// block is a single address; empty where a Node does. Writer: ipam.
+	Member        string `protobuf:"bytes,3,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -155,6 +158,13 @@ func (x *AddressBlockSpec) GetCidr() string {
 func (x *AddressBlockSpec) GetNode() string {
 	if x != nil {
 		return x.Node
+	}
+	return ""
+}
+
+func (x *AddressBlockSpec) GetMember() string {
+	if x != nil {
+		return x.Member
 	}
 	return ""
 }
@@ -207,10 +217,11 @@ const file_podwire_object_v1_addressblock_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x129\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1d.podwire.object.v1.ObjectMetaR\bmetadata\x127\n" +
 	"\x04spec\x18\x04 \x01(\v2#.podwire.object.v1.AddressBlockSpecR\x04spec\x12=\n" +
-	"\x06status\x18\x05 \x01(\v2%.podwire.object.v1.AddressBlockStatusR\x06status\":\n" +
+	"\x06status\x18\x05 \x01(\v2%.podwire.object.v1.AddressBlockStatusR\x06status\"R\n" +
 	"\x10AddressBlockSpec\x12\x12\n" +
 	"\x04cidr\x18\x01 \x01(\tR\x04cidr\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\tR\x04node\"\x14\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06member\x18\x03 \x01(\tR\x06member\"\x14\n" +
 	"\x12AddressBlockStatusB.Z,podwire.dev/proto/podwire/object/v1;objectv1b\x06proto3"
 
 var (

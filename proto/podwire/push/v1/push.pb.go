@@ -238,14 +238,17 @@ func (*SubscribeResponse_Reconnect) isSubscribeResponse_Message() {}
 // Hello states who subscribes and what it holds. Written by the agent.
 type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Node or fabric member that subscribes; must be the caller's own identity.
+	// Node that subscribes; must be the caller's own identity. Empty where member is set.
 	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// etcd cluster id of the held slice; 0 where nothing is held.
 	ClusterId uint64 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// Version of the held slice, an etcd revision; 0 where nothing is held.
 	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	// Digest of each held table.
-	Digests       []*TableDigest `protobuf:"bytes,4,rep,name=digests,proto3" json:"digests,omitempty"`
+	Digests []*TableDigest `protobuf:"bytes,4,rep,name=digests,proto3" json:"digests,omitempty"`
+	// Fabric member that subscribes: a replica of the calling service, whose name begins with the service's and a dash.
+	// Receipts do not wait for members. Empty where node is set.
+	Member        string `protobuf:"bytes,5,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -306,6 +309,13 @@ func (x *Hello) GetDigests() []*TableDigest {
 		return x.Digests
 	}
 	return nil
+}
+
+func (x *Hello) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
 }
 
 // TableDigest identifies the content of one table, independent of row order.
@@ -1020,13 +1030,14 @@ const file_podwire_push_v1_push_proto_rawDesc = "" +
 	"\x03end\x18\x03 \x01(\v2\x14.podwire.push.v1.EndH\x00R\x03end\x12.\n" +
 	"\x05delta\x18\x04 \x01(\v2\x16.podwire.push.v1.DeltaH\x00R\x05delta\x12:\n" +
 	"\treconnect\x18\x05 \x01(\v2\x1a.podwire.push.v1.ReconnectH\x00R\treconnectB\t\n" +
-	"\amessage\"\x8c\x01\n" +
+	"\amessage\"\xa4\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\x04R\tclusterId\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x03R\aversion\x126\n" +
-	"\adigests\x18\x04 \x03(\v2\x1c.podwire.push.v1.TableDigestR\adigests\"O\n" +
+	"\adigests\x18\x04 \x03(\v2\x1c.podwire.push.v1.TableDigestR\adigests\x12\x16\n" +
+	"\x06member\x18\x05 \x01(\tR\x06member\"O\n" +
 	"\vTableDigest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\x03R\x04rows\x12\x16\n" +

@@ -80,7 +80,8 @@ func (x *Cause) GetTraceparent() string {
 	return ""
 }
 
-// Envelope is the value under /podwire/o/<kind>/<namespace>/<name> and under every key below /podwire/x/.
+// Envelope is the value under /podwire/o/<kind>/<namespace>/<name>, under /podwire/s/<kind>/<namespace>/<name> (sealed),
+// under /podwire/o/~sealed and under every key below /podwire/x/.
 type Envelope struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the object as in its key (`pods`, `endpointslices.discovery.k8s.io`), or, below /podwire/x/, the full
@@ -93,7 +94,10 @@ type Envelope struct {
 	// W3C traceparent of the write itself; empty where it was not traced.
 	Traceparent string `protobuf:"bytes,4,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// Random id of the transaction that wrote this value: tells a writer whose answer was lost what became of its write.
-	WriteId       []byte `protobuf:"bytes,5,opt,name=write_id,json=writeId,proto3" json:"write_id,omitempty"`
+	WriteId []byte `protobuf:"bytes,5,opt,name=write_id,json=writeId,proto3" json:"write_id,omitempty"`
+	// Id of the key that `object` is sealed with, by AES-256-GCM, nonce first; empty where it is not sealed. A value below
+	// /podwire/s/ always is: a reader refuses one that is not.
+	KeyId         string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,6 +165,13 @@ func (x *Envelope) GetWriteId() []byte {
 		return x.WriteId
 	}
 	return nil
+}
+
+func (x *Envelope) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
 }
 
 // Tombstone is the value under /podwire/o/~deleted/<kind>/<namespace>/<name>, put by the transaction that deletes the
@@ -622,13 +633,14 @@ const file_podwire_store_v1_store_proto_rawDesc = "" +
 	"\x1cpodwire/store/v1/store.proto\x12\x10podwire.store.v1\"E\n" +
 	"\x05Cause\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12 \n" +
-	"\vtraceparent\x18\x02 \x01(\tR\vtraceparent\"\xa2\x01\n" +
+	"\vtraceparent\x18\x02 \x01(\tR\vtraceparent\"\xb9\x01\n" +
 	"\bEnvelope\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\fR\x06object\x12-\n" +
 	"\x05cause\x18\x03 \x01(\v2\x17.podwire.store.v1.CauseR\x05cause\x12 \n" +
 	"\vtraceparent\x18\x04 \x01(\tR\vtraceparent\x12\x19\n" +
-	"\bwrite_id\x18\x05 \x01(\fR\awriteId\"\x89\x01\n" +
+	"\bwrite_id\x18\x05 \x01(\fR\awriteId\x12\x15\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId\"\x89\x01\n" +
 	"\tTombstone\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12-\n" +
 	"\x05cause\x18\x02 \x01(\v2\x17.podwire.store.v1.CauseR\x05cause\x12 \n" +
