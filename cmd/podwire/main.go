@@ -17,6 +17,7 @@ import (
 
 	"podwire.dev/cmd/podwire/internal/cli"
 	"podwire.dev/cmd/podwire/internal/demo"
+	"podwire.dev/cmd/podwire/internal/doctor"
 	"podwire.dev/cmd/podwire/internal/session"
 	"podwire.dev/cmd/podwire/internal/up"
 	"podwire.dev/internal/daemon"
@@ -81,7 +82,7 @@ func execute(ctx context.Context, env *session.Env, args []string) error {
 		return err
 	}
 	root.AddCommand(commands...)
-	root.AddCommand(demo.Command(env), versionCommand(env))
+	root.AddCommand(demo.Command(env), doctor.Command(env), versionCommand(env), idleCommand())
 
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
@@ -105,6 +106,20 @@ func versionCommand(env *session.Env) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			fmt.Fprintf(env.Stdout, "podwire %s %s\n", daemon.Version(), runtime.Version())
+			return nil
+		},
+	}
+}
+
+// idleCommand keeps a container there to be entered; an image from scratch has no sleep(1).
+func idleCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "idle",
+		Short:  "do nothing until SIGTERM: for a container that is there to be entered",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			<-cmd.Context().Done()
 			return nil
 		},
 	}

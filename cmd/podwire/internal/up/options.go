@@ -68,17 +68,17 @@ func (o Options) Check() error {
 	if o.Nodes < 1 || o.Nodes > MaxNodes {
 		bad("--nodes", strconv.Itoa(o.Nodes), fmt.Sprintf("must be between 1 and %d", MaxNodes))
 	}
-	ranges := o.ranges()
+	ranges := o.Ranges()
 	for i, r := range ranges {
-		if r.prefix != r.prefix.Masked() {
-			bad(r.flag, r.prefix.String(), "has host bits: must be "+r.prefix.Masked().String())
+		if r.Prefix != r.Prefix.Masked() {
+			bad(r.Flag, r.Prefix.String(), "has host bits: must be "+r.Prefix.Masked().String())
 		}
 		for _, other := range ranges[:i] {
 			switch {
-			case other.flag == r.flag && other.prefix.Addr().Is4() == r.prefix.Addr().Is4():
-				bad(r.flag, r.prefix.String(), "must have at most one range of each family")
-			case other.prefix.Overlaps(r.prefix):
-				bad(r.flag, r.prefix.String(), "overlaps "+other.prefix.String()+" of "+other.flag)
+			case other.Flag == r.Flag && other.Prefix.Addr().Is4() == r.Prefix.Addr().Is4():
+				bad(r.Flag, r.Prefix.String(), "must have at most one range of each family")
+			case other.Prefix.Overlaps(r.Prefix):
+				bad(r.Flag, r.Prefix.String(), "overlaps "+other.Prefix.String()+" of "+other.Flag)
 			}
 		}
 	}
@@ -95,16 +95,19 @@ func (o Options) Check() error {
 	return errs.InvalidFields("options", out)
 }
 
-type namedRange struct {
-	flag   string
-	prefix netip.Prefix
+// Range is one range of addresses that an instance uses.
+type Range struct {
+	// Flag is what chooses it.
+	Flag   string
+	Prefix netip.Prefix
 }
 
-func (o Options) ranges() []namedRange {
-	var out []namedRange
+// Ranges are all ranges, in the order of the flags.
+func (o Options) Ranges() []Range {
+	var out []Range
 	add := func(flag string, list []netip.Prefix) {
 		for _, p := range list {
-			out = append(out, namedRange{flag, p})
+			out = append(out, Range{flag, p})
 		}
 	}
 	add("--pods", o.Pods)
@@ -116,8 +119,8 @@ func (o Options) ranges() []namedRange {
 // prefixes are all ranges.
 func (o Options) prefixes() []netip.Prefix {
 	var out []netip.Prefix
-	for _, r := range o.ranges() {
-		out = append(out, r.prefix)
+	for _, r := range o.Ranges() {
+		out = append(out, r.Prefix)
 	}
 	return out
 }
