@@ -47,7 +47,7 @@ type Announcer interface {
 
 // Flows are the flows that conntrack tracks.
 type Flows interface {
-	// Reconcile ends the flows that the tables no longer carry, and returns how many.
+	// Reconcile ends the flows that the tables no longer carry, and returns how many. When it returns, nothing of them passes.
 	Reconcile(ctx context.Context, t Tables, what Concern) (int, error)
 }
 

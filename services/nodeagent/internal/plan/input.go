@@ -26,6 +26,9 @@ const (
 	// IDBase and IDMask recognise our ids in marks: id & IDMask == IDBase.
 	IDBase uint32 = 0x50000000
 	IDMask uint32 = 0xff000000
+	// CutMark, in the bits of IDMask of a flow's conntrack mark, says that policy has cut the flow: internal/kernel/ct sets and
+	// clears it, and the table drops the flow's packets in both directions. Nothing else begins with these bits.
+	CutMark uint32 = 0x60000000
 	// ExpandPorts is the width up to which a range of ports becomes single elements of SetAllowPort.
 	ExpandPorts = 16
 	// MaxAffinity is Kubernetes' limit of an affinity timeout, in seconds.

@@ -41,6 +41,11 @@ func (g generator) policy(n *node) *nodestate.Slice {
 			}
 		}
 	}
+	for _, a := range g.w.member.addrs {
+		if !g.chance(4) {
+			s.Upsert(nodestate.Peer{Address: a, Class: g.class()})
+		}
+	}
 	for _, r := range g.ranges() {
 		s.Upsert(nodestate.PeerRange{AddrRange: r, Class: g.class()})
 	}
@@ -227,6 +232,8 @@ func (g generator) probes(n int, services *nodestate.Slice) []probe {
 			p.to, p.port, p.protocol = pick(g, g.w.nodes[:]).addrs[g.IntN(2)], s.NodePort, s.Protocol
 		case g.chance(12):
 			p.to = pick(g, g.w.nodes[:]).tunnel[g.IntN(2)]
+		case g.chance(12):
+			p.port, p.protocol = tunnelPort, nodestate.UDP
 		case g.chance(12):
 			p.to = pick(g, []netip.Addr{g.w.pods[0].addrs[0].Prev(), g.w.pods[0].addrs[1].Prev(), serviceRanges[0].Addr().Next()})
 		}

@@ -14,7 +14,9 @@ import (
 
 // paperWorld is a world without a kernel.
 func paperWorld(t *testing.T) *world {
-	w := &world{t: t, out: &box{name: "outside", addrs: outsideAddr}}
+	w := &world{
+		t: t, out: &box{name: "outside", addrs: outsideAddr}, member: &box{name: "dns-1", addrs: memberAddr},
+	}
 	for i := range w.nodes {
 		n := &node{
 			box:    &box{name: fmt.Sprintf("node-%d", i+1), addrs: both(fmt.Sprintf("172.30.9.%d", i+1), fmt.Sprintf("fd00:172:30:9::%d", i+1))},
@@ -38,14 +40,14 @@ func paperWorld(t *testing.T) *world {
 func (w *world) write(n *node, services, policy *nodestate.Slice) {
 	w.t.Helper()
 	n.tables = dataplane.Tables{
-		Node: plan.Node{Name: n.name, Addresses: n.addrs[:]}, Fabric: nodestate.NewSlice(), Services: services, Policy: policy,
+		Node: plan.Node{Name: n.name, Addresses: n.addrs[:], TunnelPort: tunnelPort}, Fabric: nodestate.NewSlice(), Services: services, Policy: policy,
 	}
 	for f := range families {
 		n.tables.Fabric.Upsert(nodestate.Range{Kind: nodestate.RangePod, Prefix: podRanges[f]})
 		n.tables.Fabric.Upsert(nodestate.Range{Kind: nodestate.RangeService, Prefix: serviceRanges[f]})
 	}
-	for _, m := range w.nodes {
-		n.tables.Fabric.Upsert(m.member())
+	for _, m := range w.members() {
+		n.tables.Fabric.Upsert(m)
 	}
 	for _, p := range w.pods {
 		if p.node == n {

@@ -66,11 +66,20 @@ func (m *model) predict(p probe, source netip.Addr) []expectation {
 		packet.Origin, packet.Link = tracer.Pod, p.from.link
 	case n != nil:
 		packet.Origin = tracer.Process
+	case p.from == m.w.member:
+		if n = m.holder(p.to); n != nil {
+			packet.Origin = tracer.Fabric
+		} else {
+			n = m.neighbour(p.to)
+		}
 	default:
 		n = m.gateway(p.to)
 	}
 	if packet.Origin != tracer.Process && slices.Contains(p.from.addrs[:], p.to) {
 		return []expectation{m.serves(p.from, packet, []string{"it never leaves " + p.from.name})}
+	}
+	if n == nil && p.from == m.w.member && slices.Contains(m.w.out.addrs[:], p.to) {
+		return []expectation{m.serves(m.w.out, packet, []string{"it goes by the underlay"})}
 	}
 	if n == nil {
 		return []expectation{{outcomes: lost, why: []string{"nobody has " + p.to.String()}}}
@@ -78,15 +87,35 @@ func (m *model) predict(p probe, source netip.Addr) []expectation {
 	return m.at(n, packet, nil)
 }
 
+// holder is the node whose block has an address, neighbour the one that has it on the underlay.
+func (m *model) holder(a netip.Addr) *node {
+	for _, n := range m.w.nodes {
+		if n.has(a) {
+			return n
+		}
+	}
+	return nil
+}
+
+func (m *model) neighbour(a netip.Addr) *node {
+	for _, n := range m.w.nodes {
+		if slices.Contains(n.addrs[:], a) {
+			return n
+		}
+	}
+	return nil
+}
+
 // lost are the outcomes of what nobody answers: somebody on the way may say so.
 var lost = []testnet.Outcome{testnet.TimedOut, testnet.Unreachable}
 
 // gateway is the node to which the outside sends packets for an address.
 func (m *model) gateway(to netip.Addr) *node {
-	for _, n := range m.w.nodes {
-		if slices.Contains(n.addrs[:], to) || n.has(to) {
-			return n
-		}
+	if n := m.neighbour(to); n != nil {
+		return n
+	}
+	if n := m.holder(to); n != nil {
+		return n
 	}
 	for f := range families {
 		if serviceRanges[f].Contains(to) || outsideRanges[f].Contains(to) {
@@ -173,8 +202,10 @@ func (m *model) after(n *node, was, next tracer.Packet, way tracer.Way, why []st
 			return m.at(other, next, why)
 		}
 	}
-	if slices.Contains(m.w.out.addrs[:], next.Destination) {
-		return []expectation{m.serves(m.w.out, next, why)}
+	for _, b := range []*box{m.w.out, m.w.member} {
+		if slices.Contains(b.addrs[:], next.Destination) {
+			return []expectation{m.serves(b, next, why)}
+		}
 	}
 	return []expectation{{outcomes: lost, why: why}}
 }
@@ -182,6 +213,10 @@ func (m *model) after(n *node, was, next tracer.Packet, way tracer.Way, why []st
 // serves is what a box answers.
 func (m *model) serves(b *box, p tracer.Packet, why []string) expectation {
 	e := expectation{outcomes: []testnet.Outcome{testnet.Refused}, why: why}
+	tunnel := b == m.w.member || b.node != nil && b == b.node.box
+	if tunnel && p.Protocol == nodestate.UDP && p.Port == tunnelPort && p.Destination.Is4() {
+		e.outcomes = lost // the tunnel's ends are IPv4 ones, and what is no tunnel packet is nothing to them
+	}
 	if p.Protocol == tracer.ICMP || slices.Contains(listening, p.Port) {
 		e.outcomes, e.server, e.client = []testnet.Outcome{testnet.Reached}, b.name, p.Source
 	}

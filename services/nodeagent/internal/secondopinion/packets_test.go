@@ -139,7 +139,7 @@ func (p probe) source() (netip.Addr, error) {
 	if p.to.Is4() {
 		f = 0
 	}
-	if p.from.isPod() || p.from.node == nil {
+	if p.from.isPod() || p.from.name == "outside" {
 		return p.from.addrs[f], nil
 	}
 	routes, err := p.from.ns.Handle().RouteGet(p.to.AsSlice())

@@ -40,11 +40,20 @@ var listening = []uint16{8080, 8081, 8090, 9000}
 
 const deaf uint16 = 7777
 
-// box is something that sends and serves: a pod, a node, or the host outside.
+// tunnelPort is where the nodes' and the member's tunnels are.
+const tunnelPort uint16 = 8472
+
+// memberAddr is what a member that is no node leases, memberUnderlay where it is on the underlay.
+var (
+	memberAddr     = both("10.244.7.7", "fd00:10:244:7::7")
+	memberUnderlay = both("172.30.9.100", "fd00:172:30:9::64")
+)
+
+// box is something that sends and serves: a pod, a node, a member that is no node, or the host outside.
 type box struct {
 	name string
 	ns   *testnet.NS
-	// node is the node that a pod runs on, or the node itself; nil for the outside.
+	// node is the node that a pod runs on, or the node itself; nil for the member and the outside.
 	node  *node
 	link  string // a pod's
 	addrs pair
@@ -67,13 +76,14 @@ type node struct {
 	tables  dataplane.Tables
 }
 
-// world is two nodes with pods, an underlay between them, and a host outside.
+// world is two nodes with pods, a member that is no node, an underlay between them, and a host outside.
 type world struct {
-	t     *testing.T
-	net   *testnet.Net
-	nodes [2]*node
-	out   *box
-	pods  []*box
+	t      *testing.T
+	net    *testnet.Net
+	nodes  [2]*node
+	member *box
+	out    *box
+	pods   []*box
 }
 
 // newWorld makes two nodes with the given number of pods each. Their policies and Services are empty.
@@ -89,10 +99,10 @@ func newWorld(t *testing.T, podsPerNode int) *world {
 	for i := range w.nodes {
 		w.nodes[i] = w.addNode(i+1, plug)
 	}
-	var members []nodestate.Member
-	for _, n := range w.nodes {
-		members = append(members, n.member())
-	}
+	w.member = &box{name: "dns-1", ns: w.net.AddNS("dns-1"), addrs: memberAddr}
+	plug(w.member.ns, wide(memberUnderlay)...)
+	members := w.members()
+	w.attend(members)
 	for _, n := range w.nodes {
 		w.join(n, members)
 		for i := range podsPerNode {
@@ -114,7 +124,7 @@ func newWorld(t *testing.T, podsPerNode int) *world {
 }
 
 func (w *world) boxes() []*box {
-	all := []*box{w.out}
+	all := []*box{w.out, w.member}
 	for _, n := range w.nodes {
 		all = append(all, n.box)
 	}
@@ -170,7 +180,7 @@ func (w *world) addNode(index int, plug func(*testnet.NS, ...netip.Prefix)) *nod
 		if n.rules, err = nft.Open(0); err != nil {
 			return err
 		}
-		if n.fabric, err = fabric.Open(fabric.Config{Self: name, Underlay: n.addrs[0], Port: 8472}); err != nil {
+		if n.fabric, err = fabric.Open(fabric.Config{Self: name, Underlay: n.addrs[0], Port: tunnelPort}); err != nil {
 			return err
 		}
 		if _, err = n.fabric.EnsureDevice(); err != nil {
@@ -180,7 +190,7 @@ func (w *world) addNode(index int, plug func(*testnet.NS, ...netip.Prefix)) *nod
 			return err
 		}
 		h, err := host.Open(host.Config{
-			Record: filepath.Join(w.t.TempDir(), "host.json"), Underlay: "eth0", TunnelPort: 8472,
+			Record: filepath.Join(w.t.TempDir(), "host.json"), Underlay: "eth0", TunnelPort: tunnelPort,
 			TunnelPeers: []netip.Prefix{wide(n.addrs)[0].Masked()},
 		})
 		if err != nil {
@@ -206,6 +216,46 @@ func (n *node) member() nodestate.Member {
 	}
 }
 
+// members are the rows of the fabric: the nodes, and a member with a block of a single address.
+func (w *world) members() []nodestate.Member {
+	service := nodestate.Member{
+		Name: "dns-1", Kind: nodestate.MemberService, Underlay: memberUnderlay[:], TunnelMAC: nodestate.TunnelMACOf("dns-1"),
+		Tunnel: memberAddr[:],
+	}
+	for _, a := range memberAddr {
+		service.Blocks = append(service.Blocks, netip.PrefixFrom(a, a.BitLen()))
+	}
+	list := []nodestate.Member{service}
+	for _, n := range w.nodes {
+		list = append(list, n.member())
+	}
+	return list
+}
+
+// attend brings up the member's fabric. It has no table, and no way to Services.
+func (w *world) attend(members []nodestate.Member) {
+	w.t.Helper()
+	var ranges []nodestate.Range
+	for _, p := range podRanges {
+		ranges = append(ranges, nodestate.Range{Kind: nodestate.RangePod, Prefix: p})
+	}
+	w.member.ns.Must(func() error {
+		fab, err := fabric.Open(fabric.Config{Self: w.member.name, Underlay: memberUnderlay[0], Port: tunnelPort})
+		if err != nil {
+			return err
+		}
+		w.t.Cleanup(fab.Close)
+		if _, err := fab.EnsureDevice(); err != nil {
+			return err
+		}
+		r, err := fab.Apply(members, ranges)
+		if err == nil && len(r.Problems) > 0 {
+			return fmt.Errorf("the fabric of %s has problems: %v", w.member.name, r.Problems)
+		}
+		return err
+	})
+}
+
 // join brings up a node's fabric and an empty table.
 func (w *world) join(n *node, members []nodestate.Member) {
 	w.t.Helper()
@@ -228,7 +278,7 @@ func (w *world) join(n *node, members []nodestate.Member) {
 		}
 		return err
 	})
-	at := plan.Node{Name: n.name, Addresses: n.addrs[:]}
+	at := plan.Node{Name: n.name, Addresses: n.addrs[:], TunnelPort: tunnelPort}
 	n.planner = plan.New(at, plan.NewAllocator())
 	n.tables = dataplane.Tables{
 		Node: at, Fabric: nodestate.NewSlice(), Services: nodestate.NewSlice(), Policy: nodestate.NewSlice(),

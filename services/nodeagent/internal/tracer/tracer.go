@@ -12,7 +12,8 @@
 //	                                         postrouting, nat-postrouting
 //	from a process of the node:              route, nat-output, output, route, postrouting, nat-postrouting
 //
-// Limits. The first packet of a flow is followed, not what conntrack remembers of it. An affinity is a choice among all
+// Limits. The first packet of a flow is followed, not what conntrack remembers of it: neither ICMP errors, which belong to flows
+// that exist, nor the mark of a flow that policy has cut, are in the model. An affinity is a choice among all
 // endpoints. What other software adds (a firewall of the host, its NAT) is not in the model.
 //
 // The package is pure.
@@ -146,8 +147,8 @@ type Rewrite uint8
 // The rewrites.
 const (
 	Kept   Rewrite = iota + 1 // the packet's own
-	Tunnel                    // the node's tunnel address
-	Uplink                    // the node's address on the link that the packet leaves by
+	Tunnel                    // the node's tunnel address; the port is then one that masquerade lends, but for a pod to itself
+	Uplink                    // the node's address on the link that the packet leaves by, and a port that masquerade lends
 )
 
 // String is a word for people.

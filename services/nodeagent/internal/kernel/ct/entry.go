@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podwire.dev/internal/nodestate"
+	"podwire.dev/services/nodeagent/internal/plan"
 )
 
 // Tuple is one direction of a flow. Ports are 0 where the protocol has none.
@@ -26,6 +27,9 @@ type Entry struct {
 // Translated says whether the flow's destination was translated.
 func (e *Entry) Translated() bool { return e.Reply.Source != e.Original.Destination }
 
+// Cut says whether the entry is marked as one whose packets the table drops.
+func (e *Entry) Cut() bool { return e.Mark&plan.IDMask == plan.CutMark }
+
 // keep makes the entry independent of the message that it was read from.
 func (e *Entry) keep() Entry {
 	c := *e
@@ -42,6 +46,7 @@ const (
 	ctaMark       = 8
 	ctaID         = 12
 	ctaZone       = 18
+	ctaMarkMask   = 21
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2

@@ -7,10 +7,10 @@ import (
 
 	"podwire.dev/services/nodeagent/internal/dataplane"
 	"podwire.dev/services/nodeagent/internal/judge"
+	"podwire.dev/services/nodeagent/internal/plan"
 )
 
-// Flows implements dataplane.Flows. It remembers, between passes, what was served and what was cut. It is not safe for
-// concurrent use.
+// Flows implements dataplane.Flows. It remembers, between passes, what was served. It is not safe for concurrent use.
 type Flows struct {
 	table    *Table
 	services services
@@ -28,11 +28,10 @@ func (f *Flows) Reconcile(ctx context.Context, t dataplane.Tables, what dataplan
 	if what == (dataplane.Concern{}) {
 		return 0, nil
 	}
-	if what.Services {
-		f.services.load(t)
-		if f.services.idle() && !what.Policy {
-			return 0, nil
-		}
+	f.services.load(t) // for policy, too: a flow that it lets go on may have lost its endpoint meanwhile
+	defer f.services.unload()
+	if f.services.idle() && !what.Policy {
+		return 0, nil
 	}
 	if what.Policy {
 		own, err := f.table.Addresses()
@@ -46,40 +45,58 @@ func (f *Flows) Reconcile(ctx context.Context, t dataplane.Tables, what dataplan
 		if what.Policy {
 			settle()
 		}
-		n, err := f.end(ctx, what)
+		n, cuts, err := f.pass(ctx, what)
 		ended += n
 		if err != nil {
 			return ended, err
 		}
-		again = what.Policy && f.policy.listed()
+		again = cuts > 0
 	}
 	if what.Services {
 		f.services.passed()
 	}
-	if what.Policy {
-		f.policy.passed()
-	}
 	return ended, nil
 }
 
-// rounds bounds how often a pass looks for answers to what it cut: at once, since answers take less than a round.
+// rounds bounds how often a pass looks again after it has cut flows. A packet that was being judged while its flow was marked has
+// written over the mark; the next round finds that, and has waited for the packets that met the flow unmarked.
 const rounds = 4
 
-// end lists all flows once, and ends those that are over.
-func (f *Flows) end(ctx context.Context, what dataplane.Concern) (int, error) {
-	var over []Entry
-	err := f.table.Each(ctx, func(e *Entry) {
+// pass lists all flows once, and ends those that are over. It returns how many it ended, and how many of them it cut.
+func (f *Flows) pass(ctx context.Context, what dataplane.Concern) (ended, cuts int, err error) {
+	over := map[fate][]Entry{}
+	err = f.table.Each(ctx, func(e *Entry) {
 		if e.Zone != 0 {
 			return // another software's: we use no zones
 		}
-		if what.Services && f.services.ends(e) || what.Policy && f.policy.ends(e) {
-			over = append(over, e.keep())
+		if v := f.fate(e, what); v != keep {
+			over[v] = append(over[v], e.keep())
 		}
 	})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return f.table.Delete(ctx, over)
+	cuts, err = f.table.SetMark(ctx, over[cut], plan.CutMark, plan.IDMask)
+	if err != nil {
+		return cuts, cuts, err
+	}
+	if _, err := f.table.SetMark(ctx, over[release], 0, plan.IDMask); err != nil {
+		return cuts, cuts, err
+	}
+	ended, err = f.table.Delete(ctx, over[end])
+	return cuts + ended, cuts, err
+}
+
+// fate says what becomes of a flow. One that is cut is policy's alone: its entry keeps it from beginning anew.
+func (f *Flows) fate(e *Entry, what dataplane.Concern) fate {
+	v := keep
+	if what.Policy {
+		v = f.policy.fate(e)
+	}
+	if (v == release || v == keep && what.Services && !e.Cut()) && f.services.ends(e) {
+		return end
+	}
+	return v
 }
 
 // membarrierGlobal is MEMBARRIER_CMD_GLOBAL of linux/membarrier.h.

@@ -161,9 +161,12 @@ func (s *services) serves(k nodestate.ServiceKey, at netip.AddrPort) bool {
 	return answer
 }
 
-// passed forgets what one pass needed, and frontends that are gone long enough.
+// unload forgets what one pass needed.
+func (s *services) unload() { s.rows, s.elements, s.serving = nil, nil, nil }
+
+// passed forgets frontends that are gone long enough.
 func (s *services) passed() {
-	s.rows, s.elements, s.serving, s.swept = nil, nil, nil, true
+	s.swept = true
 	for f := range s.former {
 		if s.former[f]++; s.former[f] >= cleanPasses {
 			delete(s.former, f)

@@ -16,6 +16,7 @@ import (
 
 // The messages of linux/netfilter/nfnetlink_conntrack.h.
 const (
+	messageNew    = unix.NFNL_SUBSYS_CTNETLINK << 8
 	messageGet    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
 	messageDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
 )
@@ -175,25 +176,43 @@ func (d *dump) message(b []byte) error {
 
 // Delete deletes entries and returns how many were still there.
 func (t *Table) Delete(ctx context.Context, entries []Entry) (int, error) {
-	deleted := 0
+	return t.each(ctx, entries, func(e *Entry) error { return t.ask(messageDelete, e, nil) })
+}
+
+// SetMark sets the bits of mask in the marks of entries to those of mark, and returns how many entries were still there. The
+// kernel finds an entry to change by its tuple alone: one that began anew meanwhile is changed, too.
+func (t *Table) SetMark(ctx context.Context, entries []Entry, mark, mask uint32) (int, error) {
+	var change []byte
+	for kind, v := range map[uint16]uint32{ctaMark: mark & mask, ctaMarkMask: mask} {
+		change = binary.NativeEndian.AppendUint16(change, attributeHeader+4)
+		change = binary.NativeEndian.AppendUint16(change, kind)
+		change = binary.BigEndian.AppendUint32(change, v)
+	}
+	return t.each(ctx, entries, func(e *Entry) error { return t.ask(messageNew, e, change) })
+}
+
+// each changes entries one by one, and returns how many were still there.
+func (t *Table) each(ctx context.Context, entries []Entry, change func(*Entry) error) (int, error) {
+	done := 0
 	for i := range entries {
 		if err := ctx.Err(); err != nil {
-			return deleted, errs.WrapAs(errs.Unavailable, err, "conntrack: %d of %d flows deleted", deleted, len(entries))
+			return done, errs.WrapAs(errs.Unavailable, err, "conntrack: %d of %d flows changed", done, len(entries))
 		}
-		err := t.delete(&entries[i])
+		err := change(&entries[i])
 		switch {
 		case err == nil:
-			deleted++
+			done++
 		case errors.Is(err, unix.ENOENT): // it ended, or began anew under another id
 		default:
-			return deleted, errs.WrapAs(errs.Unavailable, errors.Join(err, t.reopen()), "conntrack: delete a flow of %s",
+			return done, errs.WrapAs(errs.Unavailable, errors.Join(err, t.reopen()), "conntrack: change a flow of %s",
 				entries[i].Original.Source)
 		}
 	}
-	return deleted, nil
+	return done, nil
 }
 
-func (t *Table) delete(e *Entry) error {
+// ask sends a message about one entry. Without the flag to create one, an entry that is gone is ENOENT.
+func (t *Table) ask(message netlink.HeaderType, e *Entry, change []byte) error {
 	family := byte(unix.AF_INET6)
 	if e.Original.Source.Addr().Is4() {
 		family = unix.AF_INET
@@ -207,7 +226,7 @@ func (t *Table) delete(e *Entry) error {
 		return err
 	}
 	_, err := t.entries.Execute(netlink.Message{
-		Header: netlink.Header{Type: messageDelete, Flags: netlink.Request | netlink.Acknowledge}, Data: data,
+		Header: netlink.Header{Type: message, Flags: netlink.Request | netlink.Acknowledge}, Data: append(data, change...),
 	})
 	return err
 }

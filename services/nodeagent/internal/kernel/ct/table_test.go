@@ -149,6 +149,63 @@ func TestReconcileEndsWhatIsOver(t *testing.T) {
 	reconcile(dataplane.Concern{Policy: true}, 1, 2)
 }
 
+// TestReconcileCutsAndReleases takes a flow of datagrams through policy's changes. Its entry stays, or an answer would begin it
+// anew; what was cut twice is not counted twice.
+func TestReconcileCutsAndReleases(t *testing.T) {
+	_, table, h := space(t)
+	at := netip.MustParseAddrPort
+	attached := []plan.Attachment{{UID: "a", Link: "pwpa", Addresses: []netip.Addr{client.Addr()}}}
+	open := nodestate.Side{Mode: nodestate.SideOpen}
+	subject := func(egress nodestate.Side) nodestate.Subject {
+		return nodestate.Subject{PodUID: "a", Ingress: open, Egress: egress}
+	}
+	closed := subject(nodestate.Side{Mode: nodestate.SideIsolated, Class: nodestate.Class{1}})
+	endpoint := dnsEndpoint("10.244.1.2:5353", nodestate.EndpointReady)
+	direct, service := Tuple{client, at("8.8.8.8:53")}, Tuple{client, at("10.96.0.10:53")}
+	put(t, h, nodestate.UDP, client, direct.Destination, direct.Destination)
+	put(t, h, nodestate.UDP, client, service.Destination, at("10.244.1.2:5353"))
+	f := New(table)
+	step := func(what string, c dataplane.Concern, ended int, marks map[Tuple]uint32, rows ...nodestate.Row) {
+		t.Helper()
+		n, err := f.Reconcile(context.Background(), tables(t, attached, rows...), c)
+		if err != nil || n != ended {
+			t.Errorf("%s: ended %d flows: %v", what, n, err)
+		}
+		got := list(t, table)
+		for tuple, mark := range marks {
+			if e, ok := got[tuple]; !ok || e.Mark != mark {
+				t.Errorf("%s: %v: there is %v, mark %#x", what, tuple, ok, e.Mark)
+			}
+		}
+		if len(got) != len(marks) {
+			t.Errorf("%s: %d flows are left", what, len(got))
+		}
+	}
+	policy, services := dataplane.Concern{Policy: true}, dataplane.Concern{Services: true}
+	none := map[Tuple]uint32{direct: 7, service: 7} // put's mark
+	both := map[Tuple]uint32{direct: plan.CutMark | 7, service: plan.CutMark | 7}
+	step("open", policy, 0, none, subject(open), dnsPort(), endpoint)
+	step("closed", policy, 2, both, closed, dnsPort(), endpoint)
+	step("closed as before", policy, 0, both, closed, dnsPort(), endpoint)
+	step("open again", policy, 0, none, subject(open), dnsPort(), endpoint)
+	step("closed again", policy, 2, both, closed, dnsPort(), endpoint)
+	step("the endpoint goes", services, 0, both, closed, dnsPort())
+	step("open, and the endpoint is gone", policy, 1, map[Tuple]uint32{direct: 7}, subject(open), dnsPort())
+	gone := []Entry{{Protocol: nodestate.UDP}}
+	for _, e := range list(t, table) {
+		gone[0] = e
+	}
+	if _, err := table.Delete(context.Background(), gone); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := table.SetMark(context.Background(), gone, plan.CutMark, plan.IDMask); n != 0 || err != nil {
+		t.Errorf("marked %d flows that are gone: %v", n, err)
+	}
+	if left := list(t, table); len(left) != 0 {
+		t.Errorf("marking a flow that is gone made %v", left)
+	}
+}
+
 // BenchmarkReconcile judges 100,000 flows of local pods.
 func BenchmarkReconcile(b *testing.B) {
 	_, table, h := space(b)

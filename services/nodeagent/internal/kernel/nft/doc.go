@@ -12,7 +12,8 @@
 // mark are ours, all bits, since they are the only variables that a rule has. Every path that lets a packet go on
 // clears both: the packet's mark before the next routing decision, the conntrack mark in the hook's last chain. What
 // other software puts there is lost on those packets; all other packets keep theirs. While a flow is on its way to an
-// endpoint, its conntrack mark is the endpoint's id (plan.IDMask, plan.IDBase).
+// endpoint, its conntrack mark is the endpoint's id (plan.IDMask, plan.IDBase). A flow that policy has cut is marked by
+// internal/kernel/ct (plan.CutMark); the rules only drop what belongs to it.
 //
 // Invariants. A commit is one batch. After an error that is no plain refusal by the kernel, the caller must read before
 // it believes anything: the batch may have been applied (errs.Unavailable says so). The table never accepts in another

@@ -58,7 +58,7 @@ func natOutput() chain {
 // into the fabric, the node's own out of it. It clears the ct mark of flows that translate sent on.
 func natPostrouting() chain {
 	c := hook("nat-postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource)
-	masquerade := code{&expr.Masq{}}
+	masquerade := leave("masquerade-ports")
 	unmark := setCtMark(value(0))
 	c.both("a pod to itself", func(f plan.Family) code {
 		return rule(in(plan.SetSelf.In(f), addr(f, source), addr(f, destination)), unmark,
@@ -83,6 +83,10 @@ func toTunnel() code {
 	return rule(is(l4proto(), unix.IPPROTO_UDP), in(plan.SetTunnelPort, dport()))
 }
 
+// isCut matches what belongs to a flow that policy has cut, and that is tracked on, so that no late answer begins it anew. It must
+// come before anything that uses the conntrack mark as a variable.
+func isCut() code { return masked(ctMark(), plan.IDMask, expr.CmpOpEq, plan.CutMark) }
+
 // input judges what pods send to their own node, and what anybody sends to its tunnel.
 func input() chain {
 	c := hook("input", nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter)
@@ -93,6 +97,8 @@ func input() chain {
 	})
 	c.add("not from a pod", notFrom(podLinks), accept())
 	c.add("gate", jump("from-pod"))
+	c.add("cut by policy", isCut(), count(DropCut), drop())
+	c.add("an error", state(stateRelated), jump("foreign-error"))
 	c.add("judged before", state(stateTracked), accept())
 	c.add("new flow", jump("opening"))
 	c.add("egress policy", leave("judge-egress"))
@@ -107,6 +113,8 @@ func forward() chain {
 	c.add("gate", to(podLinks), jump("to-pod"))
 	// It would arrive at another member as this node's own.
 	c.add("no pod speaks for the tunnel", from(ourLinks), notTo(ourLinks), toTunnel(), count(DropSpoofed), drop())
+	c.add("cut by policy", isCut(), count(DropCut), drop())
+	c.add("an error", from(podLinks), state(stateRelated), jump("foreign-error"))
 	c.add("judged before", state(stateTracked), accept())
 	c.add("new flow", jump("opening"))
 	c.both("no such Service", func(f plan.Family) code {
@@ -135,12 +143,13 @@ func output() chain {
 	return c
 }
 
-// postrouting keeps own processes, whose traffic to the node's pods no policy judges, from opening a flow again that a
-// pod was denied.
+// postrouting keeps own processes, whose traffic to the node's pods no policy judges, from answering or opening again a flow that
+// a pod was denied.
 func postrouting() chain {
 	c := hook("postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, *nftables.ChainPriorityFilter)
 	c.add("not to a pod", notTo(podLinks), accept())
 	c.add("gate", jump("to-pod"))
+	c.add("cut by policy", isCut(), count(DropCut), drop())
 	c.add("judged before", state(stateTracked), accept())
 	c.add("new flow", jump("opening"))
 	return c

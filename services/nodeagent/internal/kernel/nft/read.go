@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -139,36 +140,78 @@ func (t *Table) inspect() (known map[string]bool, damage string, err error) {
 			expected = append(expected, v)
 		}
 	}
+	rules, err := t.rules()
+	if err != nil {
+		return nil, "", err
+	}
 	for _, c := range expected {
 		if !names[c.name] {
 			return nil, "chain " + c.name + " is missing", nil
 		}
-		ok, err := t.sameRules(c)
-		if err != nil {
-			return nil, "", err
-		}
-		if !ok {
+		if !c.same(rules[c.name]) {
 			return nil, "chain " + c.name + " has other rules", nil
 		}
 	}
 	return known, "", nil
 }
 
-func (t *Table) sameRules(c chain) (bool, error) {
-	rules, err := t.conn.GetRules(table(), &nftables.Chain{Table: table(), Name: c.name})
+// seenRule is what tells a rule from others: its comment, and the number of its expressions.
+type seenRule struct {
+	comment     string
+	expressions int
+}
+
+// rules are the table's, by chain and in order. The library cannot read all of them: see own.
+func (t *Table) rules() (map[string][]seenRule, error) {
+	name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(TableName + "\x00")}})
 	if err != nil {
-		return false, errs.WrapAs(errs.Unavailable, err, "rules of %s", c.name)
+		return nil, errs.WrapAs(errs.Internal, err, "rules")
 	}
-	if len(rules) != len(c.rules) {
-		return false, nil
+	list, err := t.sock.Execute(netlink.Message{
+		Header: netlink.Header{
+			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE),
+			Flags: netlink.Request | netlink.Dump,
+		},
+		// struct nfgenmsg: the family, version 0.
+		Data: append([]byte{byte(nftables.TableFamilyINet), 0, 0, 0}, name...),
+	})
+	if err != nil {
+		return nil, errs.WrapAs(errs.Unavailable, err, "rules")
 	}
-	for i, r := range rules {
-		comment, _ := userdata.GetString(r.UserData, userdata.NFTNL_UDATA_SET_KEYBYTEORDER)
-		if strings.TrimRight(comment, "\x00") != c.rules[i].comment || len(r.Exprs) != len(c.rules[i].code) {
-			return false, nil
+	found := map[string][]seenRule{}
+	for _, m := range list {
+		ad, err := netlink.NewAttributeDecoder(m.Data[min(4, len(m.Data)):])
+		if err != nil {
+			return nil, errs.WrapAs(errs.Unavailable, err, "rules")
 		}
+		var chain string
+		var r seenRule
+		for ad.Next() {
+			switch ad.Type() {
+			case unix.NFTA_RULE_CHAIN:
+				chain = ad.String()
+			case unix.NFTA_RULE_USERDATA:
+				comment, _ := userdata.GetString(ad.Bytes(), userdata.NFTNL_UDATA_SET_KEYBYTEORDER)
+				r.comment = strings.TrimRight(comment, "\x00")
+			case unix.NFTA_RULE_EXPRESSIONS:
+				ad.Nested(func(inner *netlink.AttributeDecoder) error {
+					r.expressions = inner.Len()
+					return nil
+				})
+			}
+		}
+		if err := ad.Err(); err != nil {
+			return nil, errs.WrapAs(errs.Unavailable, err, "rules of %s", chain)
+		}
+		found[chain] = append(found[chain], r)
 	}
-	return true, nil
+	return found, nil
+}
+
+func (c *chain) same(seen []seenRule) bool {
+	return slices.EqualFunc(c.rules, seen, func(want commented, r seenRule) bool {
+		return want.comment == r.comment && len(want.code) == r.expressions
+	})
 }
 
 // generation is a number that rises with each transaction of the namespace.

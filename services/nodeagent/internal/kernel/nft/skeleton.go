@@ -25,13 +25,15 @@ const (
 	DropNoLocal  Counter = "drop-no-local" // traffic policy Local, and no endpoint on this node
 	DropMiss     Counter = "drop-miss"     // the Service changed in the middle of a lookup
 	DropNoSource Counter = "drop-source"   // outside loadBalancerSourceRanges
+	DropCut      Counter = "drop-cut"      // of a flow that policy has cut
+	DropError    Counter = "drop-error"    // an ICMP error of a pod about a flow that is not its own
 )
 
 // Counters returns all counters.
 func Counters() []Counter {
 	return []Counter{
 		DropGate, DropSpoofed, DropInvalid, DropNoSYN, DropEgress, DropIngress, DropRefused, DropNoLocal, DropMiss,
-		DropNoSource,
+		DropNoSource, DropCut, DropError,
 	}
 }
 
@@ -44,6 +46,7 @@ const (
 
 const (
 	stateInvalid = 1 << 0
+	stateRelated = 1 << 2
 	stateTracked = 1<<1 | 1<<2 // established, related
 	stateNew     = 1 << 3
 )
@@ -82,7 +85,7 @@ func (c *chain) both(comment string, parts func(plan.Family) code) {
 func chains() []chain {
 	list := []chain{
 		gate("from-pod", iifname(), source), gate("to-pod", oifname(), destination),
-		opening(), refuse(), noLocal(), pass(), judgeRange(), judge(),
+		foreignError(), opening(), masqueradePorts(), refuse(), noLocal(), pass(), judgeRange(), judge(),
 		judgeSide("judge-egress", plan.SetEgress, source, destination),
 		judgeSide("judge-ingress", plan.SetIngress, destination, source),
 		translate(), guard(), serve(),
@@ -102,6 +105,31 @@ func gate(name string, link field, e end) chain {
 			is(l4proto(), unix.IPPROTO_ICMPV6), is(payload(expr.PayloadBaseTransportHeader, 0, 1), nd), accept())
 	}
 	c.add("any other address", count(DropGate), drop())
+	return c
+}
+
+// foreignError stops ICMP errors that come from a pod and quote a flow of which it is neither end. Conntrack takes an error
+// for part of the flow that it quotes, whoever sent it, and it carries data. Only the ends of a flow and routers on its way have
+// reason to report one, and no pod is a router: its address has passed the gate, and so must be one of the flow's two sources.
+func foreignError() chain {
+	c := chain{name: "foreign-error"}
+	for _, d := range []direction{original, reply} {
+		for _, f := range plan.Families() {
+			c.add("about its own flow", in(plan.SetPods.In(f), iifname(), flowSource(d, f)), back())
+		}
+	}
+	c.add("about a flow of others", count(DropError), drop())
+	return c
+}
+
+// masqueradePorts gives a flow the address of the link that it leaves by. A port of its own choosing would lend it what arrives at
+// that port of the node from the flow's far end: before any socket, and before any node port.
+func masqueradePorts() chain {
+	c := chain{name: "masquerade-ports"}
+	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
+		c.add("to a port that the node serves nobody at", is(l4proto(), proto), masqueradeTo())
+	}
+	c.add("no ports", code{&expr.Masq{}})
 	return c
 }
 

@@ -4,15 +4,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -100,13 +96,14 @@ func table() *nftables.Table {
 // Install replaces the table, whatever it is, by the skeleton and the elements, in one transaction: no packet meets a
 // state between.
 func (t *Table) Install(want plan.Elements) (Result, error) {
-	b := &batch{conn: t.conn, known: map[string]bool{}}
-	t.conn.AddTable(table()) // so that there is one to delete
-	t.conn.DelTable(table())
-	b.skeleton()
-	list := want.Sorted()
-	if err := b.add(list); err != nil {
-		return Result{}, t.discard(err)
+	b, err := newBatch(nil)
+	if err != nil {
+		return Result{}, err
+	}
+	b.conn.AddTable(table()) // so that there is one to delete
+	b.conn.DelTable(table())
+	if err := errors.Join(b.skeleton(), b.add(want.Sorted())); err != nil {
+		return Result{}, err
 	}
 	r, err := t.commit(b)
 	return r, errs.Wrap(err, "nft: install table %s", TableName)
@@ -122,13 +119,13 @@ func (t *Table) Apply(change plan.Change) (Result, error) {
 	if t.known == nil {
 		return Result{}, errs.New(errs.Internal, "nft: the table must be read or installed before it is changed")
 	}
-	b := &batch{conn: t.conn, known: map[string]bool{}}
-	for name := range t.known {
-		b.known[name] = true
-	}
-	err := errors.Join(b.remove(change.Replace), b.remove(change.Remove), b.add(change.Replace), b.add(change.Add))
+	b, err := newBatch(t.known)
 	if err != nil {
-		return Result{}, t.discard(err)
+		return Result{}, err
+	}
+	err = errors.Join(b.remove(change.Replace), b.remove(change.Remove), b.add(change.Replace), b.add(change.Add))
+	if err != nil {
+		return Result{}, err
 	}
 	b.dropChains(change.Remove)
 	r, err := t.commit(b)
@@ -137,33 +134,17 @@ func (t *Table) Apply(change plan.Change) (Result, error) {
 
 // Remove deletes the table; none is fine too.
 func (t *Table) Remove() (Result, error) {
-	b := &batch{conn: t.conn, objects: 1, known: map[string]bool{}}
-	t.conn.AddTable(table())
-	t.conn.DelTable(table())
+	b, err := newBatch(nil)
+	if err != nil {
+		return Result{}, err
+	}
+	b.objects++
+	b.conn.AddTable(table())
+	b.conn.DelTable(table())
 	r, err := t.commit(b)
 	t.known = nil
 	return r, errs.Wrap(err, "nft: remove table %s", TableName)
 }
-
-// commit sends the batch. On any error the socket is opened anew, since answers may still be queued in it.
-func (t *Table) commit(b *batch) (Result, error) {
-	err := t.sock.SetReadDeadline(time.Now().Add(patience))
-	if err == nil {
-		err = t.conn.Flush()
-	}
-	if err != nil {
-		t.known = nil
-		return Result{}, errors.Join(classify(err), t.reopen())
-	}
-	t.known = b.known
-	r := Result{Transactions: 1, Objects: b.objects}
-	t.total.Transactions += r.Transactions
-	t.total.Objects += r.Objects
-	return r, nil
-}
-
-// discard drops a batch that was not sent.
-func (t *Table) discard(err error) error { return errors.Join(err, t.reopen()) }
 
 func (t *Table) reopen() error {
 	_ = t.conn.CloseLasting() // what matters is that the next one opens
@@ -198,7 +179,7 @@ func Version() string {
 		for _, r := range c.rules {
 			fmt.Fprintf(h, "%s\n", r.comment)
 			for _, e := range r.code {
-				raw, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
+				raw, err := marshal(e)
 				fmt.Fprintf(h, "%T %x %v\n", e, raw, err)
 			}
 		}
@@ -250,111 +231,4 @@ func setOf(s plan.Set) *nftables.Set {
 		set.IsMap, set.DataType = true, typeOf(s.Data)
 	}
 	return set
-}
-
-// batch collects one transaction.
-type batch struct {
-	conn    *nftables.Conn
-	objects int
-	known   map[string]bool
-}
-
-func (b *batch) skeleton() {
-	t := b.conn.AddTable(table())
-	b.objects++
-	_ = b.conn.AddSet(&nftables.Set{Table: t, Name: Version(), KeyType: nftables.TypeMark}, nil)
-	for _, s := range plan.Sets() {
-		_ = b.conn.AddSet(setOf(s), nil)
-		b.objects++
-	}
-	for _, c := range Counters() {
-		b.conn.AddObj(&nftables.NamedObj{Table: t, Name: string(c), Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
-		b.objects++
-	}
-	list := chains()
-	for _, c := range list { // all chains before all rules, since rules name chains
-		b.declare(c)
-	}
-	for _, c := range list {
-		b.fill(c)
-	}
-}
-
-func (b *batch) declare(c chain) {
-	nc := &nftables.Chain{Table: table(), Name: c.name}
-	if c.base != nil {
-		policy := nftables.ChainPolicyAccept
-		nc.Type, nc.Hooknum, nc.Priority, nc.Policy = c.base.kind, c.base.hook, &c.base.priority, &policy
-	}
-	b.conn.AddChain(nc)
-	b.objects++
-}
-
-func (b *batch) fill(c chain) {
-	for _, r := range c.rules {
-		b.conn.AddRule(&nftables.Rule{
-			Table: table(), Chain: &nftables.Chain{Table: table(), Name: c.name}, Exprs: r.code,
-			UserData: userdata.AppendString(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, r.comment),
-		})
-		b.objects++
-	}
-}
-
-// variable makes the chain of a name that varies, or says that the name is none.
-func variable(name string) (chain, bool) {
-	kind, number, ok := strings.Cut(name, "-")
-	n, err := strconv.ParseUint(number, 10, 32)
-	if !ok || err != nil || n == 0 || strconv.FormatUint(n, 10) != number {
-		return chain{}, false
-	}
-	switch kind {
-	case "count":
-		return endpointCount(name, uint32(n)), true
-	case "affinity":
-		return affinity(name, time.Duration(n)*time.Second), true
-	}
-	return chain{}, false
-}
-
-// needChain makes the chain that a verdict names, unless it is there.
-func (b *batch) needChain(v plan.Value) error {
-	_, name, _ := strings.Cut(string(v), " ")
-	if b.known[name] || name == "" {
-		return nil
-	}
-	c, ok := variable(name)
-	if !ok {
-		if fixed(name) {
-			return nil
-		}
-		return errs.New(errs.Internal, "nft: verdict %q names a chain that the skeleton does not know", string(v))
-	}
-	b.declare(c)
-	b.fill(c)
-	b.known[name] = true
-	return nil
-}
-
-func fixed(name string) bool {
-	for _, c := range chains() {
-		if c.name == name {
-			return true
-		}
-	}
-	return false
-}
-
-// dropChains removes the chains of verdicts that are gone.
-func (b *batch) dropChains(removed []plan.Element) {
-	for _, el := range removed {
-		if el.Set != plan.SetPrograms {
-			continue
-		}
-		_, name, _ := strings.Cut(string(el.Value), " ")
-		if _, ok := variable(name); ok && b.known[name] {
-			b.conn.DelChain(&nftables.Chain{Table: table(), Name: name})
-			b.objects++
-			delete(b.known, name)
-		}
-	}
 }

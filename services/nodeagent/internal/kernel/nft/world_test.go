@@ -142,8 +142,13 @@ func (w *world) wire(net *testnet.Net) {
 		w.ns[name].Run("ip", "route", "add", "169.254.1.1", "dev", "eth0")
 		w.ns[name].Run("ip", "route", "add", "default", "via", "169.254.1.1")
 		w.ns[name].Run("ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0")
+		// Permanent, as in the product: no first packet waits for its link.
+		for _, gateway := range []string{"169.254.1.1", "fe80::1"} {
+			w.ns[name].Run("ip", "neigh", "replace", gateway, "dev", "eth0", "lladdr", mac("node", "pwp"+name))
+		}
 		for _, f := range families() {
 			node.Run("ip", "route", "add", f.pods[name].String(), "dev", "pwp"+name, "src", f.tunnel.String())
+			node.Run("ip", "neigh", "replace", f.pods[name].String(), "dev", "pwp"+name, "lladdr", mac(name, "eth0"))
 		}
 	}
 }
