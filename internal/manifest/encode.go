@@ -165,7 +165,7 @@ func printedEmpty(fd protoreflect.FieldDescriptor) bool {
 	switch string(fd.ContainingMessage().Name()) + "." + string(fd.Name()) {
 	case "ContainerStatus.ready", "ContainerStatus.restart_count", "ContainerStatus.image", "ContainerStatus.image_id",
 		"ContainerStateTerminated.exit_code", "EnvVar.name", "ContainerPort.container_port", "ServicePort.port",
-		"HTTPHeader.value", "GRPCAction.port", "Condition.reason", "Condition.message":
+		"HTTPHeader.value", "GRPCAction.port", "Condition.reason", "Condition.message", "IngressPortStatus.port":
 		return true
 	default:
 		return false

@@ -47,6 +47,9 @@ type Kind struct {
 	// Phase orders a set of objects for apply, lowest first: what others need
 	// to exist has the lower phase.
 	Phase int
+	// Sensitive says that errors must not quote values of the kind's objects, apart
+	// from apiVersion, kind and metadata.
+	Sensitive bool
 	// New makes an empty message of the kind.
 	New func() Message
 }
@@ -72,7 +75,9 @@ func (k Kind) StoreKind() string {
 const (
 	phaseNamespaces = iota
 	phaseNodes
+	phaseNamed // what others name, and are of little use without
 	phaseRest
+	phaseRoutes // so that no route is open before what it leads to, nor after
 )
 
 // Builtin is the registry of the kinds that Podwire has. A further kind takes a
@@ -105,6 +110,19 @@ func Builtin() (*Registry, error) {
 			Group: "networking.k8s.io", Version: "v1", Name: "NetworkPolicy", Singular: "networkpolicy", Plural: "networkpolicies",
 			ShortNames: []string{"netpol"}, Scope: Namespaced, Owner: "policy", Phase: phaseRest,
 			New: func() Message { return &objectv1.NetworkPolicy{} },
+		},
+		Kind{
+			Group: "networking.k8s.io", Version: "v1", Name: "Ingress", Singular: "ingress", Plural: "ingresses",
+			ShortNames: []string{"ing"}, Scope: Namespaced, Owner: "ingress", Phase: phaseRoutes,
+			New: func() Message { return &objectv1.Ingress{} },
+		},
+		Kind{
+			Group: "networking.k8s.io", Version: "v1", Name: "IngressClass", Singular: "ingressclass", Plural: "ingressclasses",
+			Scope: ClusterScoped, Owner: "ingress", Phase: phaseNamed, New: func() Message { return &objectv1.IngressClass{} },
+		},
+		Kind{
+			Version: "v1", Name: "Secret", Singular: "secret", Plural: "secrets",
+			Scope: Namespaced, Owner: "ingress", Phase: phaseNamed, Sensitive: true, New: func() Message { return &objectv1.Secret{} },
 		},
 		Kind{
 			Group: "ipam.podwire.dev", Version: "v1", Name: "AddressBlock", Singular: "addressblock", Plural: "addressblocks",

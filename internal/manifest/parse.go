@@ -169,6 +169,7 @@ func (r *reader) document(n *node, at *path, implied typeMeta) []Object {
 	}
 	name := n.get("metadata").scalarText("name")
 	w.object = label(kind.Name, n.get("metadata").scalarText("namespace"), name)
+	w.root, w.sensitive = at, kind.Sensitive
 	before := len(r.problems)
 	msg := kind.New()
 	w.message(msg.ProtoReflect(), n, at)

@@ -140,7 +140,7 @@ func TestSchemaIsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	basic := map[string]bool{
-		"string": true, "bool": true, "int32": true, "int64": true, "quantity": true, "time": true, "int-or-string": true, anyType: true,
+		"string": true, "bool": true, "int32": true, "int64": true, "quantity": true, "time": true, "int-or-string": true, "bytes": true, anyType: true,
 	}
 	for name, fields := range s {
 		for field, typ := range fields {

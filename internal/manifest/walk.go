@@ -22,6 +22,21 @@ type walker struct {
 	*reader
 	// object names the object in errors.
 	object string
+	// root is the path of the object itself; nil unless it is one of a list.
+	root *path
+	// sensitive is Kind.Sensitive of the object.
+	sensitive bool
+}
+
+// secret says that the value at a path must not be quoted.
+func (w *walker) secret(at *path) bool {
+	if !w.sensitive || at == w.root {
+		return false
+	}
+	for at.parent != w.root {
+		at = at.parent
+	}
+	return at.name != "apiVersion" && at.name != "kind" && at.name != "metadata"
 }
 
 // wrong records that a value breaks a rule.
@@ -32,7 +47,10 @@ func (w *walker) wrong(n *node, at *path, rule string) {
 		Violation: errs.Violation{Field: at.String(), Rule: rule},
 	}
 	if n != nil {
-		p.Pos.Line, p.Pos.Column, p.Value = n.line, n.column, n.written()
+		p.Pos.Line, p.Pos.Column = n.line, n.column
+		if !w.secret(at) {
+			p.Value = n.written()
+		}
 	}
 	w.problems = append(w.problems, p)
 }
@@ -61,13 +79,15 @@ func (w *walker) isA(n *node, at *path, want nodeKind, rule string) bool {
 	if n.kind == want {
 		return true
 	}
-	w.wrong(n, at, "must be "+rule+", not "+n.kind.String()+w.hint(n, want))
+	w.wrong(n, at, "must be "+rule+", not "+n.kind.String()+w.hint(n, want, at))
 	return false
 }
 
 // hint says how to write what was most likely meant.
-func (w *walker) hint(n *node, want nodeKind) string {
+func (w *walker) hint(n *node, want nodeKind, at *path) string {
 	switch {
+	case want == stringNode && (n.kind == numberNode || n.kind == boolNode) && w.secret(at):
+		return " (write it in quotes)"
 	case want == stringNode && (n.kind == numberNode || n.kind == boolNode):
 		return fmt.Sprintf(" (write it in quotes: %q)", n.text)
 	case n.kind == stringNode && want != listNode && want != objectNode && w.scalars.plain(n.text).kind == want:
@@ -140,7 +160,7 @@ func (w *walker) mapField(m protoreflect.Message, fd protoreflect.FieldDescripto
 	for i, k := range n.keys {
 		item := n.items[i]
 		if item.kind == nullNode {
-			if fd.MapValue().Kind() != protoreflect.StringKind {
+			if kind := fd.MapValue().Kind(); kind != protoreflect.StringKind && kind != protoreflect.BytesKind {
 				continue
 			}
 			// As Kubernetes has it: "disk:" in a nodeSelector asks for the empty

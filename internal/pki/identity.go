@@ -1,7 +1,8 @@
 // Package pki says who is who: SPIFFE identities, the certificate authority, leaf
 // certificates, and the join tokens that buy the first certificate.
 //
-// In: a directory, names, certificate requests, tokens. Out: PEM files and records.
+// In: a directory, names, certificate requests, tokens. Out: PEM files and records. The key file of Secrets, which
+// belongs to the same directory, is made and read here as well.
 //
 // Invariants: the subject alternative names of a leaf come from the identity it is
 // issued for, never from the request. Only a leaf of a service carries EtcdClient,

@@ -31,9 +31,21 @@ type Plan struct {
 	Nodes []string
 }
 
-// Result says what Init did.
+// identities are those that get a token, in the order of the plan.
+func (p Plan) identities() []Identity {
+	var ids []Identity
+	for _, s := range p.Services {
+		ids = append(ids, Service(s))
+	}
+	for _, n := range p.Nodes {
+		ids = append(ids, Node(n))
+	}
+	return ids
+}
+
+// Result says what Init or HandOut did.
 type Result struct {
-	// Created are the files that were made, relative to the directory, sorted.
+	// Created are the files that were made, relative to the directory that they were made in.
 	// Empty: everything was there already and nothing was changed.
 	Created []string
 }
@@ -47,19 +59,13 @@ func TokenFile(dir string, id Identity) string {
 }
 
 // Init makes what a cluster starts from: the CA, the leaves of etcd, cluster and
-// user/admin as identity directories, and a join token per service and node of the
-// plan. It is idempotent: what exists is checked and left as it is, also if an
+// user/admin as identity directories, the key that Secrets are sealed with, and a
+// join token per service and node of the plan. It is idempotent: what exists is checked and left as it is, also if an
 // earlier Init was interrupted. It refuses a directory whose parts do not belong
 // together (a leaf of another CA). Layout: ca.crt ca.key etcd/ cluster/ admin/
-// tokens.json tokens/.
+// secrets.key tokens.json tokens/.
 func Init(dir string, plan Plan) (Result, error) {
-	var ids []Identity
-	for _, s := range plan.Services {
-		ids = append(ids, Service(s))
-	}
-	for _, n := range plan.Nodes {
-		ids = append(ids, Node(n))
-	}
+	ids := plan.identities()
 	for _, id := range ids {
 		if err := id.Validate(); err != nil {
 			return Result{}, errs.Wrap(err, "pki: init %s", dir)
@@ -90,6 +96,9 @@ func (i *initialiser) run(ids []Identity) error {
 		if err := i.leaf(ca, leaf.dir, leaf.id); err != nil {
 			return err
 		}
+	}
+	if err := i.secretsKey(); err != nil {
+		return err
 	}
 	return i.tokens(ids)
 }

@@ -1,6 +1,7 @@
 package pki_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -21,6 +22,7 @@ import (
 
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/pki"
+	"podwire.dev/internal/seal"
 )
 
 func initialised(t *testing.T, plan pki.Plan) string {
@@ -65,7 +67,7 @@ func TestInitIsIdempotent(t *testing.T) {
 	}
 	before := contents(t, dir)
 	modes := map[string]string{
-		"ca.crt": "-rw-r--r--", "ca.key": "-rw-------", "tokens.json": "-rw-------",
+		"ca.crt": "-rw-r--r--", "ca.key": "-rw-------", "tokens.json": "-rw-------", "secrets.key": "-rw-------",
 		"etcd/ca.crt": "-rw-r--r--", "etcd/tls.crt": "-rw-r--r--", "etcd/tls.key": "-rw-------",
 		"cluster/ca.crt": "-rw-r--r--", "cluster/tls.crt": "-rw-r--r--", "cluster/tls.key": "-rw-------",
 		"admin/ca.crt": "-rw-r--r--", "admin/tls.crt": "-rw-r--r--", "admin/tls.key": "-rw-------",
@@ -115,7 +117,7 @@ func TestInitKeepsTokensThatWereHandedOver(t *testing.T) {
 
 func TestInitFinishesWhatWasInterrupted(t *testing.T) {
 	t.Parallel()
-	for _, missing := range [][]string{{"ca.crt", "etcd", "cluster", "admin"}, {"cluster/tls.crt"}, {"admin"}, {"tokens.json"}} {
+	for _, missing := range [][]string{{"ca.crt", "etcd", "cluster", "admin"}, {"cluster/tls.crt"}, {"admin"}, {"tokens.json"}, {"secrets.key"}} {
 		dir := initialised(t, pki.Plan{Nodes: []string{"node-1"}})
 		for _, name := range missing {
 			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
@@ -166,6 +168,16 @@ func TestInitRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "token records"},
+		{"broken keys of Secrets", func(t *testing.T, dir string) {
+			if err := os.WriteFile(filepath.Join(dir, "secrets.key"), []byte("v1 a b\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "secrets.key: line 1: key a must be 32 bytes"},
+		{"keys of Secrets that everybody reads", func(t *testing.T, dir string) {
+			if err := os.Chmod(filepath.Join(dir, "secrets.key"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, "must not be open to everybody"},
 	} {
 		dir := initialised(t, pki.Plan{})
 		tt.spoil(t, dir)
@@ -181,6 +193,44 @@ func TestInitRefuses(t *testing.T) {
 		if _, err := pki.Init(t.TempDir(), plan); !errs.Is(err, errs.Invalid) {
 			t.Errorf("%+v: %v, want Invalid", plan, err)
 		}
+	}
+}
+
+func TestLoadKeys(t *testing.T) {
+	t.Parallel()
+	dir := initialised(t, pki.Plan{})
+	path := filepath.Join(dir, pki.SecretsKeyFile)
+	ring, err := pki.LoadKeys(path)
+	if err != nil || len(ring.IDs()) != 1 {
+		t.Fatalf("loaded %v, %v", ring, err)
+	}
+	// Another key on top: both are read, the new one seals.
+	old, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := seal.NewKey()
+	if err := os.WriteFile(path, append([]byte(fresh.Line()), old...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rotated, err := pki.LoadKeys(path)
+	if err != nil || !slices.Equal(rotated.IDs(), []string{fresh.ID(), ring.IDs()[0]}) {
+		t.Errorf("loaded %v, %v", rotated, err)
+	}
+	if r, err := pki.Init(dir, pki.Plan{}); err != nil || !r.Unchanged() {
+		t.Errorf("made %v, %v", r.Created, err)
+	}
+	if _, err := pki.LoadKeys(filepath.Join(dir, "none")); !errs.Is(err, errs.NotFound) {
+		t.Errorf("no file: %v", err)
+	}
+	if _, err := pki.LoadKeys(dir); !errs.Is(err, errs.Invalid) {
+		t.Errorf("a directory: %v", err)
+	}
+	if err := os.WriteFile(path, bytes.Repeat([]byte("#\n"), 1<<16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pki.LoadKeys(path); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "bytes") {
+		t.Errorf("a file too large: %v", err)
 	}
 }
 

@@ -65,30 +65,38 @@ func open(pair kv.KeyValue, kind string, into proto.Message) (*storev1.Envelope,
 	return &env, nil
 }
 
-// record decodes one object key. known is false for a key whose kind this store does not know.
+// record decodes one object key. known is false for a key whose kind this store does not know. With ErrSealed comes
+// everything but the object.
 func (s *Store) record(pair kv.KeyValue) (rec Record, known bool, err error) {
-	key, ok := parseKey(pair.Key[len(objectRoot):])
+	key, ok := parsePath(pair.Key)
 	if !ok {
 		return Record{}, false, errs.New(errs.Internal, "store: %s is not the key of an object", pair.Key)
 	}
-	factory, ok := s.kinds[key.Kind]
+	factory, ok := s.knows(key.Kind)
 	if !ok {
 		return Record{}, false, nil
 	}
 	obj := factory()
-	env, err := open(pair, key.Kind, obj)
+	var env *storev1.Envelope
+	if key.Kind == SecretKind {
+		env, err = s.openSealed(pair, key, obj)
+	} else {
+		env, err = open(pair, key.Kind, obj)
+	}
+	rec = Record{
+		Key: key, Traceparent: env.GetTraceparent(), Cause: causeOf(env.GetCause()), KeyID: env.GetKeyId(),
+		Revision: Revision(pair.ModRevision), CreateRevision: Revision(pair.CreateRevision),
+	}
 	if err != nil {
-		return Record{}, true, err
+		return rec, true, err
 	}
 	meta := obj.GetMetadata()
 	if meta.GetName() != key.Name || meta.GetNamespace() != key.Namespace {
 		return Record{}, true, errs.New(errs.Internal, "store: %s holds the object %s/%s", pair.Key, meta.GetNamespace(), meta.GetName())
 	}
 	meta.ResourceVersion = formatRevision(Revision(pair.ModRevision))
-	return Record{
-		Key: key, Object: obj, Traceparent: env.GetTraceparent(), Cause: causeOf(env.GetCause()),
-		Revision: Revision(pair.ModRevision), CreateRevision: Revision(pair.CreateRevision),
-	}, true, nil
+	rec.Object = obj
+	return rec, true, nil
 }
 
 func causeOf(c *storev1.Cause) Cause {

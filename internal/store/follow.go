@@ -154,7 +154,7 @@ func (f *Follower) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w, err := f.store.engine.Watch(ctx, kv.WatchRequest{
-		Key: objectRoot, End: kv.PrefixEnd(objectRoot), From: int64(f.held) + 1,
+		Key: objectRoot, End: f.store.worldEnd(), From: int64(f.held) + 1,
 	})
 	if err != nil {
 		return wrap(err, "store: follow from revision %d", f.held+1)

@@ -8,7 +8,7 @@ import (
 )
 
 func FuzzContinueToken(f *testing.F) {
-	for _, after := range []Key{{"pods", "a", "one"}, {"nodes", "", "node-1"}} {
+	for _, after := range []Key{{"pods", "a", "one"}, {"nodes", "", "node-1"}, {SecretKind, "a", "one"}} {
 		for _, ns := range []string{"", "a"} {
 			token, err := formatContinue(ListQuery{Kind: after.Kind, Namespace: ns}, 7, after)
 			if err != nil {
@@ -29,7 +29,7 @@ func FuzzContinueToken(f *testing.F) {
 			return
 		}
 		// A token never leads out of the list that it belongs to.
-		prefix := objectRoot + kind + "/"
+		prefix := root(kind) + kind + "/"
 		if ns != "" {
 			prefix += ns + "/"
 		}
@@ -70,6 +70,21 @@ func TestKeys(t *testing.T) {
 	}
 	if got := (Key{"nodes", "", "node-1"}).path(); got != "/podwire/o/nodes/-/node-1" {
 		t.Errorf("a cluster-scoped object is at %s", got)
+	}
+	for path, want := range map[string]Key{
+		"/podwire/o/pods/a/one":            {"pods", "a", "one"},
+		"/podwire/s/secrets/a/one":         {SecretKind, "a", "one"},
+		"/podwire/o/secrets/a/one":         {},
+		"/podwire/s/pods/a/one":            {},
+		"/podwire/o/~sealed":               {},
+		"/podwire/o/~deleted/secrets/a/x":  {},
+		"/podwire/x/blobs/a/one":           {},
+		"/podwire/s/secrets/a/one/another": {},
+	} {
+		got, ok := parsePath(path)
+		if ok != (want != Key{}) || ok && (got != want || got.path() != path) {
+			t.Errorf("%s reads as %v, %v", path, got, ok)
+		}
 	}
 	if got := (Key{"pods", "a", "one"}).tombstone(); got != "/podwire/o/~deleted/pods/a/one" {
 		t.Errorf("a tombstone is at %s", got)

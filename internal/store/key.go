@@ -10,6 +10,7 @@ import (
 const (
 	objectRoot    = "/podwire/o/"
 	tombstoneRoot = "/podwire/o/~deleted/"
+	secretRoot    = "/podwire/s/"
 	clusterRoot   = "/podwire/x/"
 	replicaRoot   = clusterRoot + "replicas/"
 	electionRoot  = clusterRoot + "elections/"
@@ -17,6 +18,10 @@ const (
 	watermarkRoot = clusterRoot + "watermarks/"
 	requiredKey   = clusterRoot + "required"
 	blobRoot      = clusterRoot + "blobs/"
+
+	// sealedMark, below objectRoot, is put by every transaction that writes below secretRoot: it tells the watches that
+	// end before secretRoot that the revision was reached, so that receipts pass it. No kind has a tilde in its name.
+	sealedMark = "~sealed"
 
 	// noNamespace stands for the namespace of a cluster-scoped object; it is no DNS label, so no namespace has it.
 	noNamespace = "-"
@@ -48,12 +53,12 @@ func (k Key) tail() string {
 	return k.Kind + "/" + ns + "/" + k.Name
 }
 
-func (k Key) path() string      { return objectRoot + k.tail() }
+func (k Key) path() string      { return root(k.Kind) + k.tail() }
 func (k Key) tombstone() string { return tombstoneRoot + k.tail() }
 
 // check refuses what would name another key, or none.
-func (k Key) check(kinds Kinds) error {
-	if _, ok := kinds[k.Kind]; !ok {
+func (k Key) check(s *Store) error {
+	if _, ok := s.knows(k.Kind); !ok {
 		return errs.New(errs.Internal, "store: kind %q is not registered with this store", k.Kind)
 	}
 	for _, part := range []struct{ what, value string }{{"namespace", k.Namespace}, {"name", k.Name}} {

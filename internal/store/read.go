@@ -15,6 +15,9 @@ import (
 // readPage is how many keys one request reads, which bounds the size of its answer.
 const readPage = 500
 
+// secretPage is readPage for Secrets, each of which may take a MiB.
+const secretPage = 16
+
 // State says where the store's history stands, linearizably: no write that was answered before is missing.
 func (s *Store) State(ctx context.Context) (State, error) {
 	resp, err := s.engine.Range(ctx, kv.RangeRequest{Key: clusterRoot})
@@ -26,9 +29,9 @@ func (s *Store) State(ctx context.Context) (State, error) {
 }
 
 // Get reads one object. The revision is that of the read, and is returned with NotFound as well: the object was absent
-// at that revision.
+// at that revision. ErrSealed comes with a record whose object has nothing but a name.
 func (s *Store) Get(ctx context.Context, key Key) (Record, Revision, error) {
-	if err := key.check(s.kinds); err != nil {
+	if err := key.check(s); err != nil {
 		return Record{}, 0, err
 	}
 	resp, err := s.engine.Range(ctx, kv.RangeRequest{Key: key.path()})
@@ -41,6 +44,9 @@ func (s *Store) Get(ctx context.Context, key Key) (Record, Revision, error) {
 		return Record{}, at, errs.New(errs.NotFound, "%s not found", key)
 	}
 	rec, _, err := s.record(resp.KVs[0])
+	if errors.Is(err, ErrSealed) {
+		rec.Object = shell(key, s.kinds[key.Kind])
+	}
 	return rec, at, err
 }
 
@@ -53,6 +59,8 @@ type ListQuery struct {
 	Match func(Object) bool
 	// Limit is the largest number of records returned; 0 returns all.
 	Limit int
+	// Bytes, where it is not 0, also ends the page: at the record that reaches it. A page holds at least one record.
+	Bytes int
 	// Continue is Page.Continue of the page before; the kind and the namespace must be the same.
 	Continue string
 }
@@ -69,10 +77,10 @@ type Page struct {
 // List reads objects of one kind. Errors: Invalid for a continue token that is malformed or belongs to another list;
 // ErrCompacted for one that is too old, and then the list has to begin anew.
 func (s *Store) List(ctx context.Context, q ListQuery) (Page, error) {
-	if _, ok := s.kinds[q.Kind]; !ok {
+	if _, ok := s.knows(q.Kind); !ok {
 		return Page{}, errs.New(errs.Internal, "store: kind %q is not registered with this store", q.Kind)
 	}
-	prefix := objectRoot + q.Kind + "/"
+	prefix := root(q.Kind) + q.Kind + "/"
 	if q.Namespace != "" {
 		prefix += q.Namespace + "/"
 	}
@@ -84,7 +92,7 @@ func (s *Store) List(ctx context.Context, q ListQuery) (Page, error) {
 		}
 		start, at = after.path()+"\x00", rev
 	}
-	page := Page{Revision: at}
+	page, size := Page{Revision: at}, 0
 	for more := true; more; {
 		resp, err := s.engine.Range(ctx, kv.RangeRequest{
 			Key: start, End: kv.PrefixEnd(prefix), Limit: q.chunk(len(page.Records)), Revision: int64(page.Revision),
@@ -103,8 +111,9 @@ func (s *Store) List(ctx context.Context, q ListQuery) (Page, error) {
 		for i, rec := range recs {
 			if q.Match == nil || q.Match(rec.Object) {
 				page.Records = append(page.Records, rec)
+				size += proto.Size(rec.Object)
 			}
-			if len(page.Records) == q.Limit && q.Limit > 0 && (resp.More || i < len(recs)-1) {
+			if q.full(len(page.Records), size) && (resp.More || i < len(recs)-1) {
 				page.Continue, err = formatContinue(q, page.Revision, rec.Key)
 				return page, err
 			}
@@ -117,17 +126,29 @@ func (s *Store) List(ctx context.Context, q ListQuery) (Page, error) {
 	return page, nil
 }
 
+// full says that the page ends here.
+func (q ListQuery) full(records, size int) bool {
+	return q.Limit > 0 && records == q.Limit || q.Bytes > 0 && size >= q.Bytes
+}
+
 // chunk is how many keys to read next when have records were found: one more than wanted tells whether a page follows.
 func (q ListQuery) chunk(have int) int64 {
-	if q.Limit <= 0 || q.Match != nil {
-		return readPage
+	page := readPage
+	if q.Kind == SecretKind {
+		page = secretPage
 	}
-	return int64(min(readPage, q.Limit-have+1))
+	if q.Limit <= 0 || q.Match != nil {
+		return int64(page)
+	}
+	return int64(min(page, q.Limit-have+1))
 }
 
 func (s *Store) appendRecords(recs []Record, pairs []kv.KeyValue) ([]Record, error) {
 	for _, pair := range pairs {
 		rec, known, err := s.record(pair)
+		if s.absent(err) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -141,7 +162,7 @@ func (s *Store) appendRecords(recs []Record, pairs []kv.KeyValue) ([]Record, err
 // Snapshot is the whole World at one revision: every object of the Store's kinds.
 type Snapshot struct {
 	State
-	// Records are in the order of kind, namespace and name.
+	// Records are in the order of kind, namespace and name, Secrets after all others.
 	Records []Record
 }
 
@@ -149,30 +170,43 @@ type Snapshot struct {
 // etcd keeps history: begin anew.
 func (s *Store) Snapshot(ctx context.Context) (Snapshot, error) {
 	var snap Snapshot
-	for start, more := objectRoot, true; more; {
-		resp, err := s.engine.Range(ctx, kv.RangeRequest{
-			Key: start, End: tombstoneRoot, Limit: readPage, Revision: int64(snap.Revision),
-		})
+	if err := s.readRange(ctx, &snap, kv.RangeRequest{Key: objectRoot, End: tombstoneRoot, Limit: readPage}); err != nil {
+		return Snapshot{}, err
+	}
+	if s.keys == nil {
+		return snap, nil
+	}
+	if err := s.readRange(ctx, &snap, kv.RangeRequest{Key: secretRoot, End: kv.PrefixEnd(secretRoot), Limit: secretPage}); err != nil {
+		return Snapshot{}, err
+	}
+	return snap, nil
+}
+
+// readRange appends the objects of a range of keys to the snapshot, at its revision.
+func (s *Store) readRange(ctx context.Context, snap *Snapshot, req kv.RangeRequest) error {
+	for more := true; more; {
+		req.Revision = int64(snap.Revision)
+		resp, err := s.engine.Range(ctx, req)
 		if err != nil {
-			return Snapshot{}, wrap(err, "store: snapshot")
+			return wrap(err, "store: snapshot")
 		}
 		s.note(resp.Header)
 		if snap.Revision == 0 {
 			snap.State = stateOf(resp.Header)
 		}
 		if ClusterID(resp.Header.Cluster) != snap.Cluster {
-			return Snapshot{}, errs.New(errs.Unavailable, "store: snapshot: cluster %s answered in the place of %s",
+			return errs.New(errs.Unavailable, "store: snapshot: cluster %s answered in the place of %s",
 				ClusterID(resp.Header.Cluster), snap.Cluster)
 		}
 		if snap.Records, err = s.appendRecords(snap.Records, resp.KVs); err != nil {
-			return Snapshot{}, err
+			return err
 		}
 		more = resp.More
 		if n := len(resp.KVs); n > 0 {
-			start = resp.KVs[n-1].Key + "\x00"
+			req.Key = resp.KVs[n-1].Key + "\x00"
 		}
 	}
-	return snap, nil
+	return nil
 }
 
 // formatContinue makes the token that continues a list after a key.

@@ -8,6 +8,8 @@
 //
 //	/podwire/o/<kind>/<namespace or ->/<name>             objects; one watch on /podwire/o/ sees a true World
 //	/podwire/o/~deleted/<kind>/<namespace or ->/<name>    tombstones, leased, joined to their deletion by the watch
+//	/podwire/o/~sealed                                    put with every write of a Secret: its revision, for everybody
+//	/podwire/s/secrets/<namespace>/<name>                 Secrets, sealed; the watch of a Store with keys spans both roots
 //	/podwire/x/replicas/<service>/<replica>               who serves, and where; leased
 //	/podwire/x/elections/<election>                       who does the work that one replica does; leased
 //	/podwire/x/receipts/<service>/<replica>               what one replica's subscribers hold; leased
@@ -18,10 +20,11 @@
 // Invariants: metadata.resourceVersion is filled in on read and never stored; a deletion and its tombstone are one
 // transaction; events of one revision stay together; a store that is seen going backwards (restored from a backup, or
 // another cluster) is never read through an existing follower until somebody accepts it. A kind that is not in the
-// Kinds given to New does not exist for that Store: it is neither read nor written.
+// Kinds given to New does not exist for that Store: it is neither read nor written. Secrets leave the process sealed
+// (internal/seal), bound to their key in etcd, and nothing else about them holds their data: no tombstone, log, error or
+// trace. A Store without keys has no Secrets.
 //
-// The package must not know what objects mean: defaults, validation and verbs are internal/verbs'. Values below
-// /podwire/s/ (Secrets) are not its concern.
+// The package must not know what objects mean: defaults, validation and verbs are internal/verbs'.
 package store
 
 import (
@@ -35,6 +38,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"podwire.dev/internal/seal"
 	"podwire.dev/internal/store/etcdkv"
 	"podwire.dev/internal/store/kv"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
@@ -85,6 +89,8 @@ type Record struct {
 	// Revision is that of the object's last change, CreateRevision that of its creation.
 	Revision       Revision
 	CreateRevision Revision
+	// KeyID is the id of the key that the object is sealed with; empty for the kinds that are not sealed.
+	KeyID string
 }
 
 // Config says how to reach etcd.
@@ -101,6 +107,7 @@ type Config struct {
 type Store struct {
 	engine kv.Engine
 	kinds  Kinds
+	keys   *seal.Keyring
 	log    *slog.Logger
 	seen   atomic.Int64
 	graves struct {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -70,7 +69,7 @@ func (s *Store) Txn() *Txn {
 
 // RequireRevision makes the commit depend on the object still having the revision; 0 is absence.
 func (t *Txn) RequireRevision(key Key, rev Revision) *Txn {
-	t.fail(key.check(t.store.kinds))
+	t.fail(key.check(t.store))
 	return t.compare(kv.Compare{Key: key.path(), Target: kv.CompareMod, Revision: int64(rev)})
 }
 
@@ -82,7 +81,7 @@ func (t *Txn) RequireAbsent(key Key) *Txn { return t.RequireRevision(key, 0) }
 
 // RequirePresent makes the commit depend on the object existing, whatever its state.
 func (t *Txn) RequirePresent(key Key) *Txn {
-	t.fail(key.check(t.store.kinds))
+	t.fail(key.check(t.store))
 	return t.compare(kv.Compare{Key: key.path(), Target: kv.ComparePresent})
 }
 
@@ -140,17 +139,34 @@ func (t *Txn) Size() (ops, size int) {
 }
 
 func (t *Txn) put(key Key, obj Object, opts []WriteOption) *Txn {
-	t.fail(key.check(t.store.kinds))
+	t.fail(key.check(t.store))
 	stored := proto.Clone(obj).(Object)
 	if meta := stored.GetMetadata(); meta != nil {
 		meta.ResourceVersion = ""
 	}
 	t.size += proto.Size(stored)
-	return t.add(write{
+	w := write{
 		op:     kv.Op{Action: kv.Put, Key: key.path()},
 		encode: func(m mark) ([]byte, error) { return encode(key.Kind, stored, m) },
 		mark:   t.marked(opts),
-	})
+	}
+	if key.Kind == SecretKind {
+		w.encode = func(m mark) ([]byte, error) { return t.store.encodeSealed(key, stored, m) }
+		t.markSealed()
+	}
+	return t.add(w)
+}
+
+// markSealed makes the revision known to those who do not see Secrets. A deletion's tombstone does so by itself.
+func (t *Txn) markSealed() {
+	key := objectRoot + sealedMark
+	if _, done := t.keys[key]; !done {
+		t.add(write{
+			op:     kv.Op{Action: kv.Put, Key: key},
+			encode: func(m mark) ([]byte, error) { return encode(sealedMark, &storev1.Envelope{}, m) },
+			mark:   mark{id: t.id},
+		})
+	}
 }
 
 // putMessage writes a message below /podwire/x/.
@@ -249,8 +265,8 @@ func (t *Txn) Commit(ctx context.Context) (rev Revision, err error) {
 // and watermarks are written all the time and would push every change out of the ring.
 func (t *Txn) subject() (Key, bool) {
 	for _, w := range t.writes {
-		if path, ok := strings.CutPrefix(w.op.Key, objectRoot); ok {
-			return parseKey(path)
+		if key, ok := parsePath(w.op.Key); ok {
+			return key, true
 		}
 	}
 	return Key{}, false
@@ -349,9 +365,7 @@ func (t *Txn) refused(ctx context.Context, req kv.TxnRequest, resp kv.TxnRespons
 // failed is the condition that does not hold, nil if it does.
 func failed(c kv.Compare, have *kv.KeyValue) *FailedCompare {
 	f := &FailedCompare{Path: c.Key, Want: Revision(c.Revision)}
-	if len(c.Key) > len(objectRoot) && c.Key[:len(objectRoot)] == objectRoot {
-		f.Object, _ = parseKey(c.Key[len(objectRoot):])
-	}
+	f.Object, _ = parsePath(c.Key)
 	if have != nil {
 		f.Have = Revision(have.ModRevision)
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"strings"
 
@@ -39,7 +40,8 @@ func (t EventType) String() string {
 type Event struct {
 	Type EventType
 	// Record is the object after the change. Of a Deleted object it carries the deletion's Revision, Cause and
-	// Traceparent, and Object is its last state, or nil if etcd had compacted that when the event was read.
+	// Traceparent, and Object is its last state, or nil if etcd had compacted that when the event was read. A sealed
+	// object that was put and does not open is Deleted, with a nil Object: see ErrSealed.
 	Record
 	// UID is metadata.uid of the object. Of a Deleted one it comes from the tombstone, so it is there without Object.
 	UID string
@@ -53,7 +55,11 @@ func (e Event) Previous() (rec Record, ok bool, err error) {
 	if e.Type != Put || e.prev == nil {
 		return Record{}, false, nil
 	}
-	return e.store.record(*e.prev)
+	rec, ok, err = e.store.record(*e.prev)
+	if errors.Is(err, ErrSealed) {
+		return Record{}, false, nil
+	}
+	return rec, ok, err
 }
 
 // Batch is everything that one transaction did to the World.
@@ -79,10 +85,11 @@ type WatchQuery struct {
 }
 
 // rangeOf is the range of keys that the query selects.
-func (q WatchQuery) rangeOf() (key, end string) {
-	prefix := objectRoot
+func (s *Store) rangeOf(q WatchQuery) (key, end string) {
+	prefix := root(q.Kind)
 	switch {
 	case q.Kind == "":
+		return objectRoot, s.worldEnd()
 	case q.Name != "":
 		return Key{Kind: q.Kind, Namespace: q.Namespace, Name: q.Name}.path(), ""
 	case q.Namespace != "":
@@ -100,7 +107,7 @@ func (s *Store) Watch(ctx context.Context, q WatchQuery) iter.Seq2[Batch, error]
 	return func(yield func(Batch, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		key, end := q.rangeOf()
+		key, end := s.rangeOf(q)
 		w, err := s.engine.Watch(ctx, kv.WatchRequest{Key: key, End: end, From: int64(q.From)})
 		if err != nil {
 			yield(Batch{}, wrap(err, "store: watch from revision %d", q.From))
@@ -156,6 +163,9 @@ func (s *Store) batches(resp kv.WatchResponse) ([]Batch, error) {
 			}
 			continue
 		}
+		if ev.KV.Key == objectRoot+sealedMark {
+			continue
+		}
 		event, known, err := s.event(ev)
 		if err != nil {
 			return nil, err
@@ -176,25 +186,32 @@ func (s *Store) batches(resp kv.WatchResponse) ([]Batch, error) {
 func (s *Store) event(ev kv.Event) (Event, bool, error) {
 	if ev.Action == kv.Put {
 		rec, known, err := s.record(ev.KV)
+		if s.absent(err) {
+			return Event{Type: Deleted, Record: rec, store: s}, true, nil
+		}
 		return Event{Type: Put, Record: rec, UID: rec.UID(), prev: ev.Prev, store: s}, known, err
 	}
-	key, ok := parseKey(ev.KV.Key[len(objectRoot):])
+	key, ok := parsePath(ev.KV.Key)
 	if !ok {
 		return Event{}, false, errs.New(errs.Internal, "store: %s is not the key of an object", ev.KV.Key)
 	}
-	if _, known := s.kinds[key.Kind]; !known {
+	if _, known := s.knows(key.Kind); !known {
 		return Event{}, false, nil
 	}
-	out := Event{Type: Deleted, Record: Record{Key: key}, store: s}
-	if ev.Prev != nil {
-		last, _, err := s.record(*ev.Prev)
-		if err != nil {
-			return Event{}, true, err
-		}
-		out.Object, out.CreateRevision, out.UID = last.Object, last.CreateRevision, last.UID()
-		out.Object.GetMetadata().ResourceVersion = formatRevision(Revision(ev.KV.ModRevision))
+	out := Event{Type: Deleted, Record: Record{Key: key, Revision: Revision(ev.KV.ModRevision)}, store: s}
+	if ev.Prev == nil {
+		return out, true, nil
 	}
-	out.Revision = Revision(ev.KV.ModRevision)
+	last, _, err := s.record(*ev.Prev)
+	out.CreateRevision = last.CreateRevision
+	switch {
+	case errors.Is(err, ErrSealed):
+		return out, true, nil
+	case err != nil:
+		return Event{}, true, err
+	}
+	out.Object, out.UID = last.Object, last.UID()
+	out.Object.GetMetadata().ResourceVersion = formatRevision(out.Revision)
 	return out, true, nil
 }
 

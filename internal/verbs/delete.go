@@ -2,6 +2,7 @@ package verbs
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -59,7 +60,7 @@ func (h *Handler[O]) Delete(ctx context.Context, req DeleteRequest) (Deletion[O]
 }
 
 func (h *Handler[O]) deleteOnce(ctx context.Context, key store.Key, req DeleteRequest, cond condition) (Deletion[O], error) {
-	rec, old, exists, err := h.read(ctx, key)
+	rec, old, exists, err := h.readToDelete(ctx, key)
 	if err != nil {
 		return Deletion[O]{}, err
 	}
@@ -96,6 +97,19 @@ func (h *Handler[O]) deleteOnce(ctx context.Context, key store.Key, req DeleteRe
 		h.rules.OnDelete(ctx, clone(res.Object), res.Revision)
 	}
 	return res, nil
+}
+
+// readToDelete is read, but an object that does not open any more can still be removed.
+func (h *Handler[O]) readToDelete(ctx context.Context, key store.Key) (rec store.Record, obj O, ok bool, err error) {
+	rec, _, err = h.store.Get(ctx, key)
+	switch {
+	case errs.Is(err, errs.NotFound):
+		return rec, obj, false, nil
+	case err != nil && !errors.Is(err, store.ErrSealed):
+		return rec, obj, false, err
+	}
+	obj, err = h.object(rec)
+	return rec, obj, err == nil, err
 }
 
 // grace is how the object ends: by its kind's rule, and never while it has finalizers.

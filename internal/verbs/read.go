@@ -14,6 +14,9 @@ import (
 // MaxPage is the largest page of a List, and the page of a List that asks for no size.
 const MaxPage = 500
 
+// maxPageBytes also ends a page: well below what a message may be, and more than the largest object is.
+const maxPageBytes = 4 << 20
+
 // Found is one object as stored.
 type Found[O store.Object] struct {
 	Object O
@@ -85,7 +88,7 @@ func (h *Handler[O]) List(ctx context.Context, req ListRequest) (List[O], error)
 	if limit == 0 || limit > MaxPage {
 		limit = MaxPage
 	}
-	q := store.ListQuery{Kind: h.rules.Kind, Namespace: ns, Limit: limit, Continue: req.Continue}
+	q := store.ListQuery{Kind: h.rules.Kind, Namespace: ns, Limit: limit, Bytes: maxPageBytes, Continue: req.Continue}
 	if !sel.Everything() {
 		q.Match = func(obj store.Object) bool { return sel.Matches(obj.GetMetadata().GetLabels()) }
 	}

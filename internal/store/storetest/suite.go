@@ -52,6 +52,12 @@ func Run(t *testing.T, fresh func(t *testing.T) Subject) {
 		{"Required", testRequired},
 		{"Blobs", testBlobs},
 		{"Upkeep", testUpkeep},
+		{"SecretsAreSealed", testSealed},
+		{"SecretsAreOfTheWorld", testSealedWorld},
+		{"WithoutKeysNoSecrets", testUnkeyed},
+		{"WhatDoesNotOpenIsAbsent", testUnsealable},
+		{"KeysAreReplaced", testReseal},
+		{"LostAnswerOfASecret", testSealedLostAnswer},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := fresh(t)
