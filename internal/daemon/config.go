@@ -40,8 +40,8 @@ type Common struct {
 	Etcd Etcd `yaml:"etcd"`
 	// Peers maps a service's name to its gRPC target, such as dns:///ipam:7443.
 	Peers map[string]string `yaml:"peers"`
-	// Advertise is the host:port under which others reach Listen; empty if it follows
-	// from the host's name.
+	// Advertise is the host:port under which others reach Listen; empty for the host's
+	// name, as a container's replicas have it, and the port of Listen: see Reachable.
 	Advertise string `yaml:"advertise"`
 	// Log is what is logged, to standard error.
 	Log Log `yaml:"log"`
@@ -83,6 +83,23 @@ func (c *Common) Peer(service string) (string, error) {
 			{Field: "peers." + service, Rule: "is required: the gRPC target of " + service + ", such as dns:///" + service + ":7443"}})
 	}
 	return target, nil
+}
+
+// Reachable is the host:port under which others reach this process: Advertise, or the
+// host's name with the port of Listen. Empty if neither says anything.
+func (c *Common) Reachable() string {
+	if c.Advertise != "" {
+		return c.Advertise
+	}
+	_, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return ""
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // check collects the violations of the common part.

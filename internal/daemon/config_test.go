@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -119,4 +120,25 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("%q: %v, want Invalid", text, err)
 		}
 	})
+}
+
+func TestReachable(t *testing.T) {
+	t.Parallel()
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		what   string
+		common daemon.Common
+		want   string
+	}{
+		{"what is advertised", daemon.Common{Listen: ":7443", Advertise: "ipam.example:1"}, "ipam.example:1"},
+		{"the host's name", daemon.Common{Listen: "0.0.0.0:7443"}, net.JoinHostPort(host, "7443")},
+		{"a socket only", daemon.Common{Socket: "/run/x.sock"}, ""},
+	} {
+		if got := tt.common.Reachable(); got != tt.want {
+			t.Errorf("%s: reachable at %q, want %q", tt.what, got, tt.want)
+		}
+	}
 }

@@ -30,8 +30,8 @@ type Program[T any] struct {
 	// Healthcheck is nil if the process of this configuration serves.
 	// internal/rpc.Healthcheck is one.
 	Healthcheck func(ctx context.Context, service string, cfg Common) error
-	// Instance tells replicas apart in traces, such as the node's name. Nil: the
-	// configured advertise address, or the host's name.
+	// Instance tells replicas apart in traces, such as the node's name. Nil: the address
+	// under which others reach the process.
 	Instance func(cfg T) string
 }
 
@@ -150,14 +150,7 @@ func instance[T any](p Program[T], cfg T, common Common) string {
 	if p.Instance != nil {
 		return p.Instance(cfg)
 	}
-	if common.Advertise != "" {
-		return common.Advertise
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		return ""
-	}
-	return host
+	return common.Reachable()
 }
 
 // NewLogger makes the logger that a configuration asks for.

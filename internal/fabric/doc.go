@@ -3,8 +3,8 @@
 //
 // In: the members and ranges that ipam pushes, and the member's own name and underlay address. Out: the VXLAN device with
 // the member's tunnel addresses; for each other member a forwarding entry (tunnel MAC to underlay address), permanent
-// neighbour entries and a route per block; a route per Service range, whose source is the tunnel address; and unreachable
-// routes for pod addresses that nobody holds.
+// neighbour entries and a route per block; a route per Service range, whose source is the tunnel address (on a member that
+// is no node, and translates nothing, an unreachable one); and unreachable routes for pod addresses that nobody holds.
 //
 // Invariants: [Compute] is pure, and the order of rows does not matter. [Fabric.Apply] reads the kernel and writes only what
 // differs: additions first, each before what depends on it, removals after all additions, in reverse. A route is replaced, so

@@ -49,7 +49,8 @@ const (
 	// ToService gives what this host sends to a Service address a source, and a device on which translation finds it.
 	ToService RouteKind = 2
 	// Unassigned refuses what nobody holds: addresses of our own blocks without a pod, and pod addresses in nobody's
-	// block. Without it such packets would leave by the default route, or return to us from where they came.
+	// block. Without it such packets would leave by the default route, or return to us from where they came. On a member
+	// that is no node it refuses Service addresses, too, which only nodes translate.
 	Unassigned RouteKind = 3
 )
 
@@ -97,6 +98,7 @@ func Compute(self string, underlay netip.Addr, members []nodestate.Member, range
 
 type compute struct {
 	self     string
+	kind     nodestate.MemberKind
 	underlay netip.Addr
 	own      map[bool]netip.Addr // by Is4
 	macs     map[[6]byte]string
@@ -118,6 +120,7 @@ func (c *compute) addSelf(m nodestate.Member) {
 		c.problem(row, "it is registered with underlay address %s, but its tunnel ends at %s; register it again",
 			m.Underlay[0], c.underlay)
 	}
+	c.kind = m.Kind
 	c.macs[nodestate.TunnelMACOf(m.Name)] = m.Name
 	for _, a := range m.Tunnel {
 		if _, taken := c.own[a.Is4()]; taken || !a.IsValid() {
@@ -128,6 +131,10 @@ func (c *compute) addSelf(m nodestate.Member) {
 		c.plan.Addresses = append(c.plan.Addresses, a)
 	}
 	for _, b := range m.Blocks {
+		if b.IsSingleIP() && c.own[b.Addr().Is4()] == b.Addr() {
+			c.routed[b] = row // nothing of the block is left for pods
+			continue
+		}
 		c.route(row, Route{Dst: b, Kind: Unassigned})
 	}
 }
@@ -182,6 +189,10 @@ func (c *compute) addRange(r nodestate.Range) {
 	row := "range " + r.Prefix.String()
 	switch r.Kind {
 	case nodestate.RangeService:
+		if c.kind == nodestate.MemberService {
+			c.route(row, Route{Dst: r.Prefix, Kind: Unassigned})
+			return
+		}
 		c.route(row, Route{Dst: r.Prefix, Kind: ToService, Src: c.own[r.Prefix.Addr().Is4()]})
 	case nodestate.RangePod:
 		// A range that is one block has its route by its holder.

@@ -4,6 +4,8 @@
 //	store -> Follower -> [Planner.Put, Delete, Plan] -> push.Hub -> nodes
 //	                                   `-> writer (elected) -> store
 //
+// A service that pushes nothing has Answers in the hub's place: its watermark says from which World its replicas answer.
+//
 // What happens to objects of other services only raises the World's revision.
 //
 // In: the store's updates. Out: publications of the hub, derived writes, the service's watermark.

@@ -47,6 +47,7 @@ type Feed struct {
 	nodes   map[string]push.Standing
 	pending map[store.Key]store.Revision
 	fresh   bool // the World began anew since the last plan
+	back    bool // the store went back since the last publication
 	ready   bool
 }
 
@@ -188,6 +189,7 @@ func (f *Feed) apply(ctx context.Context, u store.Update, changes *[]change) mov
 		// The nodes hold what they hold until an admin accepts; what this service plans from now on is the store's.
 		f.opts.Log.Error("the store went backwards; planning from what it offers, nodes freeze until `podwire accept`",
 			"reason", u.Reason, "held", u.Held, "offered", u.Offered)
+		f.back = true
 		f.opts.Follower.Accept()
 	}
 	return stood
@@ -271,7 +273,8 @@ func (f *Feed) publish(ctx context.Context, pub push.Publication) error {
 	if f.opts.Publisher == nil {
 		return nil
 	}
-	pub.Version = nodestate.Version{ClusterID: uint64(f.cluster), Revision: int64(f.at)}
+	pub.Version, pub.Back = nodestate.Version{ClusterID: uint64(f.cluster), Revision: int64(f.at)}, f.back
+	f.back = false
 	return errs.Wrap(f.opts.Publisher.Publish(ctx, pub), "feed: publish revision %d", f.at)
 }
 

@@ -24,7 +24,7 @@ type Parts struct {
 	// Replica is this process, as others find it.
 	Replica store.Replica
 	Planner Planner
-	// Hub is nil for a service that pushes nothing.
+	// Hub is nil for a service that pushes nothing to nodes: what it has planned, its replicas answer from ([Answers]).
 	Hub *push.Hub
 }
 
@@ -35,18 +35,27 @@ type Running struct {
 }
 
 // Start runs in goroutines of host whatever a service needs beside its handlers: registration, election, follower, feed,
-// writer, watermark. It makes the process ready when the first snapshot is planned, and closes the store last.
+// writer, watermark. It makes the process ready when the first snapshot is planned (and, without a hub, this replica's
+// receipt is in the store), and closes the store last.
 func Start(host Host, p Parts) Running {
 	leader := NewLeader(p.Store, p.Replica)
 	writer := NewWriter(p.Store, leader, host.Log())
 	follower := p.Store.Follower(store.FollowOptions{})
 	opts := Options{Follower: follower, Planner: p.Planner, Writer: writer, Ready: host.Ready, Log: host.Log()}
+	var answers *Answers
 	if p.Hub != nil {
 		opts.Publisher = p.Hub
+	} else {
+		answers = NewAnswers(p.Store, p.Replica, leader, host.Log(), host.Ready)
+		opts.Publisher, opts.Ready = answers, nil
 	}
 	f := New(opts)
 	host.OnStop(daemon.StageStore, "store", func(context.Context) error { return p.Store.Close() })
-	if p.Hub != nil {
+	if p.Hub == nil {
+		host.Go("receipt", answers.WriteReceipts)
+		host.Go("receipts", answers.Follow)
+		host.Go("watermark", answers.WriteWatermarks)
+	} else {
 		host.OnStop(daemon.StagePush, "push", func(ctx context.Context) error { return p.Hub.Close(ctx, "the replica stops") })
 		host.Go("watermark", func(ctx context.Context) error {
 			return p.Hub.WriteWatermarks(ctx, NewWatermarks(p.Store, leader))

@@ -46,6 +46,8 @@ type Publication struct {
 	// of the slices changed: receipts follow it. Never publish for the revision of a watermark's own write, which
 	// would answer each write with another.
 	Version nodestate.Version
+	// Back says that the store went back since the publication before, although it may have passed that revision again.
+	Back bool
 	// Settled is the newest revision R such that every write derived from a change at or below R is part of this World.
 	// A service that derives nothing passes Version.Revision.
 	Settled int64
@@ -63,6 +65,9 @@ type Publication struct {
 type Options struct {
 	// Authorize says whether the caller in ctx may subscribe as the node (rpc.RequireNode). Nil refuses everybody.
 	Authorize func(ctx context.Context, node string) error
+	// AuthorizeMember says the same of a fabric member (rpc.RequireMember). Nil refuses them: only ipam has members, which
+	// hold the slice that all nodes share and count for no receipt.
+	AuthorizeMember func(ctx context.Context, member string) error
 	// Log gets what an operator should know of subscribers; nil is silent.
 	Log *slog.Logger
 	// CatchUp is how long a subscriber that holds a newer version than this replica's World is kept waiting for the
@@ -100,7 +105,10 @@ type Hub struct {
 	world   nodestate.Version
 	started bool
 	// epoch counts the histories: it rises when the World went backwards or to another cluster.
-	epoch       int
+	epoch int
+	// undone is the newest revision of a history that this cluster went back from; 0 where none is known. Below it a version
+	// says nothing of the content that a subscriber holds, also when the World has long passed it again.
+	undone      int64
 	closed      bool
 	reason      string            // of closing
 	tracks      map[string]*track // by node; "" for the shared slice
@@ -217,13 +225,17 @@ func (h *Hub) check(p Publication, changed bool) error {
 // advance takes a publication in and wakes whom it concerns.
 func (h *Hub) advance(p Publication, deltas map[string]encodedDelta, hop *pushHop) {
 	prev := h.world
-	fresh := !h.started || prev.ClusterID != p.Version.ClusterID || p.Version.Revision < prev.Revision
+	fresh := !h.started || p.Back || prev.ClusterID != p.Version.ClusterID || p.Version.Revision < prev.Revision
 	h.world = p.Version
 	for node, d := range deltas {
 		t := h.track(node, prev.Revision)
 		t.advance(prev.Revision, p.Version.Revision, d, p.Changes)
 	}
 	if fresh {
+		h.undone = max(h.undone, prev.Revision)
+		if prev.ClusterID != p.Version.ClusterID {
+			h.undone = 0
+		}
 		h.restart()
 	}
 	h.silence(p.Nodes)

@@ -319,7 +319,9 @@ func TestRefusesSubscribers(t *testing.T) {
 		service := pushtest.Serve(t, hub)
 		publish(t, hub, nodestate.SourceCluster, 10, nodestate.Delta{})
 		dial(t, service, &pushv1.Hello{Node: "node-2"}).fails("not you")
-		dial(t, service, &pushv1.Hello{}).fails("Hello without a node")
+		dial(t, service, &pushv1.Hello{}).fails("either a node or a member")
+		dial(t, service, &pushv1.Hello{Node: "node-1", Member: "dns-1"}).fails("either a node or a member")
+		dial(t, service, &pushv1.Hello{Member: "dns-1"}).fails("nobody who may subscribe as member/dns-1")
 		dial(t, service, nothing(), grpc.UseCompressor(gzip.Name)).fails("compressed with gzip")
 
 		w := dial(t, service, nothing())
@@ -508,6 +510,52 @@ func TestWorldGoesBack(t *testing.T) {
 			t.Fatalf("frozen again by a restart: %+v", st)
 		}
 	})
+}
+
+// TestWorldGoesBackUnnoticed: a store that went back goes on, and has soon passed the revision that a node holds, or that the
+// hub published last. What the node holds was undone all the same.
+func TestWorldGoesBackUnnoticed(t *testing.T) {
+	for name, next := range map[string]struct {
+		revision int64
+		back     bool
+	}{
+		"below the World before":  {90, false},
+		"beyond the World before": {110, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub, service := hubFor(t, nodestate.SourceCluster)
+				publish(t, hub, nodestate.SourceCluster, 50, upsert(pod("a", "1"), pod("b", "1")))
+				agent := &pushtest.Agent{Source: nodestate.SourceCluster, Node: "node-1", Dir: t.TempDir(), Conn: service.Dial(t, nil)}
+				agent.Start(t)
+				agent.Await(t, func(k *nodestate.Slice, _ nodestate.Version) bool { return k.Len() == 2 })
+				publish(t, hub, nodestate.SourceCluster, 100, nodestate.Delta{}) // the node holds 50, which 100 confirms
+				undo := push.Publication{
+					Version: at(next.revision), Settled: next.revision, Back: next.back,
+					PerNode: map[string]nodestate.Delta{"node-1": {Removes: []nodestate.Ref{{Table: nodestate.TableWorkloads, Key: "a"}}}},
+				}
+				if err := hub.Publish(t.Context(), undo); err != nil {
+					t.Fatal(err)
+				}
+				pass(time.Minute)
+				if st := agent.Subscriber().Status(); !st.Frozen || st.Held != at(50) || st.Offered.Revision >= 50 {
+					t.Fatalf("not frozen: %+v", st)
+				}
+				if kernel, _ := agent.Kernel(); kernel.Len() != 2 {
+					t.Fatalf("the kernel has %d rows", kernel.Len())
+				}
+				agent.Restart(t)
+				publish(t, hub, nodestate.SourceCluster, 120, upsert(pod("c", "1")))
+				pass(time.Minute)
+				if st := agent.Subscriber().Status(); !st.Frozen || !agent.Subscriber().Accept() {
+					t.Fatalf("thawed by going on: %+v", st)
+				}
+				agent.Await(t, func(k *nodestate.Slice, v nodestate.Version) bool { return k.Len() == 2 && v == at(120) })
+				publish(t, hub, nodestate.SourceCluster, 130, upsert(pod("d", "1")))
+				agent.Await(t, func(k *nodestate.Slice, v nodestate.Version) bool { return k.Len() == 3 && v == at(130) })
+			})
+		})
+	}
 }
 
 // TestEmptySnapshot: another store freezes even where it is empty, and an empty snapshot of the same store removes all.

@@ -132,8 +132,12 @@ func (s *Subscriber) journaled(err error) {
 
 func (s *Subscriber) frozenReason() string {
 	st := s.Status()
-	return fmt.Sprintf("frozen at version %d of cluster %x, since version %d of cluster %x was offered; `podwire accept %s` takes it",
-		st.Held.Revision, st.Held.ClusterID, st.Offered.Revision, st.Offered.ClusterID, s.cfg.Node)
+	remedy := "`podwire accept " + s.cfg.Node + "` takes it"
+	if s.cfg.Node == "" {
+		remedy = "a restart of " + s.cfg.Member + " takes it"
+	}
+	return fmt.Sprintf("frozen at version %d of cluster %x, since version %d of cluster %x was offered; %s",
+		st.Held.Revision, st.Held.ClusterID, st.Offered.Revision, st.Offered.ClusterID, remedy)
 }
 
 func (r *receiver) end(ctx context.Context, e *pushv1.End) error {

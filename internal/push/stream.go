@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"slices"
 	"time"
 
@@ -17,6 +18,7 @@ type serverStream = grpc.BidiStreamingServer[pushv1.SubscribeRequest, pushv1.Sub
 
 // subscriber is one stream. What may change is guarded by the hub's lock.
 type subscriber struct {
+	// node is the name of a Node, or that of a fabric member behind memberPrefix.
 	node  string
 	track *track
 	wake  chan struct{}
@@ -106,13 +108,28 @@ func (h *Hub) greeting(stream serverStream) (*pushv1.Hello, error) {
 	if hello == nil {
 		return nil, errs.New(errs.Invalid, "push: the first message of a stream must be a Hello")
 	}
-	if hello.GetNode() == "" {
-		return nil, errs.New(errs.Invalid, "push: Hello without a node")
+	if (hello.GetNode() == "") == (hello.GetMember() == "") {
+		return nil, errs.New(errs.Invalid, "push: Hello must have either a node or a member")
 	}
-	if h.opts.Authorize == nil {
-		return nil, errs.New(errs.Denied, "push: %s has nobody who may subscribe", h.source)
+	name, authorize := hello.GetNode(), h.opts.Authorize
+	if name == "" {
+		name, authorize = hello.GetMember(), h.opts.AuthorizeMember
 	}
-	return hello, h.opts.Authorize(stream.Context(), hello.GetNode())
+	if authorize == nil {
+		return nil, errs.New(errs.Denied, "push: %s has nobody who may subscribe as %s", h.source, subscriberOf(hello))
+	}
+	return hello, authorize(stream.Context(), name)
+}
+
+// memberPrefix keeps the names of members apart from those of Nodes, which have no slash.
+const memberPrefix = "member/"
+
+// subscriberOf is the name by which the hub knows who says hello.
+func subscriberOf(hello *pushv1.Hello) string {
+	if hello.GetMember() != "" {
+		return memberPrefix + hello.GetMember()
+	}
+	return hello.GetNode()
 }
 
 // enrol makes the stream the node's subscriber, in the place of an older one.
@@ -122,10 +139,13 @@ func (h *Hub) enrol(hello *pushv1.Hello) (*subscriber, error) {
 	if h.closed {
 		return nil, errs.New(errs.Unavailable, "push: %s is stopping: %s", h.source, h.reason)
 	}
-	node := hello.GetNode()
+	node := subscriberOf(hello)
 	s := &subscriber{
 		node: node, wake: make(chan struct{}, 1), hello: hello, epoch: h.epoch,
 		patience: time.Now().Add(h.opts.CatchUp), track: h.track(node, h.world.Revision), folded: -1,
+	}
+	if hello.GetMember() != "" {
+		s.folded = math.MaxInt64 // no fold waits for a member, so no ack of one asks for a fold
 	}
 	if old := h.subscribers[node]; old != nil {
 		h.remember(old)
@@ -313,7 +333,7 @@ func (h *Hub) judge(s *subscriber, now time.Time) time.Duration {
 	case known && past.agree(h.source, hello.GetDigests()):
 		s.verified, s.holds, s.content = true, v, v
 	default:
-		s.claim = v
+		s.outside, s.claim = v <= h.undone, v
 	}
 	s.hello = nil
 	if s.outside {
@@ -331,6 +351,9 @@ func (h *Hub) pick(s *subscriber) (messageKey, bool) {
 	stamp := max(t.since, s.claim)
 	if s.outside || stamp > h.world.Revision {
 		stamp = h.world.Revision
+	}
+	if s.outside && s.claim > 1 && stamp >= s.claim {
+		stamp = s.claim - 1 // by then the World may have passed what the subscriber holds: it is to see that it went back
 	}
 	switch {
 	case !s.verified:

@@ -60,8 +60,10 @@ func (u Update) settle(o outcome) {
 // SubscriberConfig is what a Subscriber needs.
 type SubscriberConfig struct {
 	Source nodestate.Source
-	// Node is the agent's node, or a fabric member's name.
+	// Node is the agent's node; empty where Member is set.
 	Node string
+	// Member is the name of the fabric member that subscribes, a replica of dns or ingress.
+	Member string
 	// Conn leads to the service.
 	Conn grpc.ClientConnInterface
 	// Journal keeps the last good state; nil keeps none, and the subscriber then begins with nothing. The subscriber is
@@ -245,7 +247,7 @@ func (s *Subscriber) session(run context.Context) (useful bool, err error) {
 // hello says what is held. Without digests it asks for a snapshot; without a version, for any.
 func (s *Subscriber) hello(accepting bool) *pushv1.Hello {
 	held := s.Status().Held
-	hello := &pushv1.Hello{Node: s.cfg.Node}
+	hello := &pushv1.Hello{Node: s.cfg.Node, Member: s.cfg.Member}
 	if accepting || held == (nodestate.Version{}) {
 		return hello
 	}

@@ -68,6 +68,8 @@ func (n *Net) AddNS(name string) *NS {
 	})
 	n.t.Cleanup(s.conn.Close)
 	s.LinkUp("lo")
+	// A new namespace begins with what the first one has (net.core.devconf_inherit_init_net), which dockerd changes.
+	s.SetSysctl("net/ipv4/ip_forward", "0")
 	return s
 }
 

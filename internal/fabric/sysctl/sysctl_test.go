@@ -11,6 +11,7 @@ import (
 func TestEnsureWritesOnlyWhatDiffers(t *testing.T) {
 	s := testnet.New(t).AddNS("node")
 	const name = "net/ipv4/ip_forward"
+	s.SetSysctl(name, "0") // a new namespace takes it from the host, where a container engine may have set it
 	s.Must(func() error {
 		for i, want := range []int{1, 0} {
 			if n, err := sysctl.Ensure(name, "1"); n != want || err != nil {

@@ -30,6 +30,7 @@ import (
 	"podwire.dev/services/cluster/internal/api"
 	"podwire.dev/services/cluster/internal/enrolment"
 	"podwire.dev/services/cluster/internal/liveness"
+	"podwire.dev/services/cluster/internal/members"
 	"podwire.dev/services/cluster/internal/namespaces"
 	"podwire.dev/services/cluster/internal/planner"
 	"podwire.dev/services/cluster/internal/receipts"
@@ -63,8 +64,8 @@ func (c *Config) Check() []errs.Violation {
 	seen := map[string]bool{}
 	for i, s := range c.Required {
 		field := fmt.Sprintf("required[%d]", i)
-		if nodestate.Tables(nodestate.Source(s)) == nil {
-			out = append(out, errs.Violation{Field: field, Value: s, Rule: "must be a service that pushes to nodes: cluster, ipam, svcproxy or policy"})
+		if !receipts.HasWatermark(s) {
+			out = append(out, errs.Violation{Field: field, Value: s, Rule: "must be a service with a watermark: " + receipts.Services})
 		}
 		if seen[s] {
 			out = append(out, errs.Violation{Field: field, Value: s, Rule: "must be unique"})
@@ -89,6 +90,7 @@ func Kinds() store.Kinds {
 		planner.KindService:       func() store.Object { return &objectv1.Service{} },
 		planner.KindEndpointSlice: func() store.Object { return &objectv1.EndpointSlice{} },
 		planner.KindPolicy:        func() store.Object { return &objectv1.NetworkPolicy{} },
+		planner.KindIngress:       func() store.Object { return &objectv1.Ingress{} },
 		planner.KindBlock:         func() store.Object { return &objectv1.AddressBlock{} },
 	}
 }
@@ -115,7 +117,7 @@ func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	Serve(d, st, server, feed.ReplicaOf(Name, cfg.Advertise), cfg, authority)
+	Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()), cfg, authority)
 	return nil
 }
 
@@ -137,6 +139,12 @@ func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.
 	d.Go("clock", monitor.Watch)
 	d.Go("liveness", monitor.Run)
 
+	keeper := members.NewKeeper(members.Config{
+		Store: st, Asker: running, World: plan, Leader: running.Leader, Log: d.Log(), Now: time.Now,
+	})
+	d.Go("members' clock", keeper.Watch)
+	d.Go("members", keeper.Run)
+
 	ns := api.NewNamespaces(st)
 	d.Go("first namespaces", func(ctx context.Context) error { return host.step(ctx, namespaces.Found(ctx, ns.Found, d.Log())) })
 	reaper := &namespaces.Reaper{
@@ -150,6 +158,7 @@ func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.
 	clusterv1.RegisterNodeServiceServer(server, api.NewNodes(st))
 	clusterv1.RegisterPodServiceServer(server, api.NewPods(st, api.NewHoldings(st, running, plan), rules))
 	clusterv1.RegisterLivenessServiceServer(server, api.NewLiveness(replica.Service, monitor, tracker, st))
+	clusterv1.RegisterMemberServiceServer(server, api.NewMembers(replica.Service, keeper, st))
 	clusterv1.RegisterEnrolmentServiceServer(server, api.NewEnrolment(desk))
 	clusterv1.RegisterDirectoryServiceServer(server, api.NewDirectory(st))
 	clusterv1.RegisterReceiptServiceServer(server, api.NewReceipts(st, cfg.Required))

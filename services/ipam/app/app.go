@@ -102,6 +102,7 @@ func Kinds() store.Kinds {
 		planner.KindBlock:   func() store.Object { return &objectv1.AddressBlock{} },
 		planner.KindClaim:   func() store.Object { return &objectv1.AddressClaim{} },
 		planner.KindService: func() store.Object { return &objectv1.Service{} },
+		planner.KindPod:     func() store.Object { return &objectv1.Pod{} },
 		feed.KindNode:       func() store.Object { return &objectv1.Node{} },
 	}
 }
@@ -124,7 +125,7 @@ func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	return Serve(d, st, server, feed.ReplicaOf(Name, cfg.Advertise), cfg)
+	return Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()), cfg)
 }
 
 // Serve runs the service on a store and a server that are there already. It starts the server.
@@ -133,7 +134,9 @@ func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.
 	if err := errs.InvalidFields("configuration", violations); err != nil {
 		return err
 	}
-	hub := push.NewHub(nodestate.SourceIPAM, push.Options{Authorize: rpc.RequireNode, Log: d.Log()})
+	hub := push.NewHub(nodestate.SourceIPAM, push.Options{
+		Authorize: rpc.RequireNode, AuthorizeMember: rpc.RequireMember, Log: d.Log(),
+	})
 	plan := planner.New(ranges)
 	running := feed.Start(d, feed.Parts{Store: st, Replica: replica, Planner: plan, Hub: hub})
 	collector := &planner.Collector{Store: st, Planner: plan, Asker: running, Leader: running.Leader, Log: d.Log()}

@@ -57,7 +57,7 @@ func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	Serve(d, st, server, feed.ReplicaOf(Name, cfg.Advertise))
+	Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()))
 	return nil
 }
 

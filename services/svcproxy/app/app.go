@@ -121,7 +121,7 @@ func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	return Serve(d, st, server, feed.ReplicaOf(Name, cfg.Advertise), ipamv1.NewAllocationServiceClient(ipam), cfg)
+	return Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()), ipamv1.NewAllocationServiceClient(ipam), cfg)
 }
 
 // Serve runs the service on a store, a server and an ipam that are there already. It starts the server.

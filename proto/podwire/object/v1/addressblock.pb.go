@@ -109,7 +109,8 @@ type AddressBlockSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The block, in CIDR form, masked (10.244.0.64/26). Writer: ipam.
 	Cidr string `protobuf:"bytes,1,opt,name=cidr,proto3" json:"cidr,omitempty"`
-	// Name of the Node that holds it; empty where a member does. Writer: ipam.
+	// Name of the Node that holds it; empty where a member does. Empty together
+	// with member: the block is cut into the single addresses of members. Writer: ipam.
 	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
 	// Name of the fabric member that holds it, a replica of dns or ingress, whose
 	// block is a single address; empty where a Node does. Writer: ipam.

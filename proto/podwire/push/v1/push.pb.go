@@ -525,7 +525,7 @@ func (x *Applied) GetHops() []*HopDuration {
 // HopDuration is a duration measured by one clock.
 type HopDuration struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Hop, as in docs/flow.md: "receive", "plan", "kernel".
+	// Hop, as in docs/flow.md: "receive", "wait", "plan", "kernel".
 	Hop string `protobuf:"bytes,1,opt,name=hop,proto3" json:"hop,omitempty"`
 	// Nanoseconds.
 	Nanos         int64 `protobuf:"varint,2,opt,name=nanos,proto3" json:"nanos,omitempty"`

@@ -21,6 +21,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Where a client is.
+type LookupRequest_Client int32
+
+const (
+	// As CLIENT_INSIDE.
+	LookupRequest_CLIENT_UNSPECIFIED LookupRequest_Client = 0
+	// A pod or a node.
+	LookupRequest_CLIENT_INSIDE LookupRequest_Client = 1
+	// Outside of the cluster, or a fabric member: without node, cluster addresses lead nowhere.
+	LookupRequest_CLIENT_OUTSIDE LookupRequest_Client = 2
+)
+
+// Enum value maps for LookupRequest_Client.
+var (
+	LookupRequest_Client_name = map[int32]string{
+		0: "CLIENT_UNSPECIFIED",
+		1: "CLIENT_INSIDE",
+		2: "CLIENT_OUTSIDE",
+	}
+	LookupRequest_Client_value = map[string]int32{
+		"CLIENT_UNSPECIFIED": 0,
+		"CLIENT_INSIDE":      1,
+		"CLIENT_OUTSIDE":     2,
+	}
+)
+
+func (x LookupRequest_Client) Enum() *LookupRequest_Client {
+	p := new(LookupRequest_Client)
+	*p = x
+	return p
+}
+
+func (x LookupRequest_Client) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LookupRequest_Client) Descriptor() protoreflect.EnumDescriptor {
+	return file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[0].Descriptor()
+}
+
+func (LookupRequest_Client) Type() protoreflect.EnumType {
+	return &file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[0]
+}
+
+func (x LookupRequest_Client) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LookupRequest_Client.Descriptor instead.
+func (LookupRequest_Client) EnumDescriptor() ([]byte, []int) {
+	return file_podwire_svcproxy_v1_lookup_service_proto_rawDescGZIP(), []int{0, 0}
+}
+
 // What the destination is.
 type LookupResponse_Match int32
 
@@ -69,11 +122,11 @@ func (x LookupResponse_Match) String() string {
 }
 
 func (LookupResponse_Match) Descriptor() protoreflect.EnumDescriptor {
-	return file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[0].Descriptor()
+	return file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[1].Descriptor()
 }
 
 func (LookupResponse_Match) Type() protoreflect.EnumType {
-	return &file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[0]
+	return &file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[1]
 }
 
 func (x LookupResponse_Match) Number() protoreflect.EnumNumber {
@@ -83,6 +136,70 @@ func (x LookupResponse_Match) Number() protoreflect.EnumNumber {
 // Deprecated: Use LookupResponse_Match.Descriptor instead.
 func (LookupResponse_Match) EnumDescriptor() ([]byte, []int) {
 	return file_podwire_svcproxy_v1_lookup_service_proto_rawDescGZIP(), []int{1, 0}
+}
+
+// What becomes of the connection.
+type LookupResponse_Outcome int32
+
+const (
+	LookupResponse_OUTCOME_UNSPECIFIED LookupResponse_Outcome = 0
+	// Goes on as it is: the destination is no Service's.
+	LookupResponse_OUTCOME_UNCHANGED LookupResponse_Outcome = 1
+	// Goes to one of backends.
+	LookupResponse_OUTCOME_SERVED LookupResponse_Outcome = 2
+	// Refused at once: there is no endpoint, or no such port.
+	LookupResponse_OUTCOME_REFUSED LookupResponse_Outcome = 3
+	// Dropped: the client is in none of the source ranges, or a traffic policy is Local and the node has no endpoint.
+	LookupResponse_OUTCOME_DROPPED LookupResponse_Outcome = 4
+	// Comes to no node: a cluster address, and a client outside.
+	LookupResponse_OUTCOME_UNROUTED LookupResponse_Outcome = 5
+)
+
+// Enum value maps for LookupResponse_Outcome.
+var (
+	LookupResponse_Outcome_name = map[int32]string{
+		0: "OUTCOME_UNSPECIFIED",
+		1: "OUTCOME_UNCHANGED",
+		2: "OUTCOME_SERVED",
+		3: "OUTCOME_REFUSED",
+		4: "OUTCOME_DROPPED",
+		5: "OUTCOME_UNROUTED",
+	}
+	LookupResponse_Outcome_value = map[string]int32{
+		"OUTCOME_UNSPECIFIED": 0,
+		"OUTCOME_UNCHANGED":   1,
+		"OUTCOME_SERVED":      2,
+		"OUTCOME_REFUSED":     3,
+		"OUTCOME_DROPPED":     4,
+		"OUTCOME_UNROUTED":    5,
+	}
+)
+
+func (x LookupResponse_Outcome) Enum() *LookupResponse_Outcome {
+	p := new(LookupResponse_Outcome)
+	*p = x
+	return p
+}
+
+func (x LookupResponse_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LookupResponse_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[2].Descriptor()
+}
+
+func (LookupResponse_Outcome) Type() protoreflect.EnumType {
+	return &file_podwire_svcproxy_v1_lookup_service_proto_enumTypes[2]
+}
+
+func (x LookupResponse_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LookupResponse_Outcome.Descriptor instead.
+func (LookupResponse_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_podwire_svcproxy_v1_lookup_service_proto_rawDescGZIP(), []int{1, 1}
 }
 
 // LookupRequest names a destination.
@@ -96,8 +213,12 @@ type LookupRequest struct {
 	Port uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
 	// "TCP", "UDP" or "SCTP"; empty: TCP.
 	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	// Node that the connection starts on (or, from outside, enters); empty: any.
-	Node          string `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	// Node that the connection starts on (or, from outside, enters); empty: any, and from outside the one that the
+	// destination leads to.
+	Node   string               `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	Client LookupRequest_Client `protobuf:"varint,6,opt,name=client,proto3,enum=podwire.svcproxy.v1.LookupRequest_Client" json:"client,omitempty"`
+	// Address of the client, which source ranges are held against; empty: not known, and none is.
+	ClientAddress string `protobuf:"bytes,7,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -167,6 +288,20 @@ func (x *LookupRequest) GetNode() string {
 	return ""
 }
 
+func (x *LookupRequest) GetClient() LookupRequest_Client {
+	if x != nil {
+		return x.Client
+	}
+	return LookupRequest_CLIENT_UNSPECIFIED
+}
+
+func (x *LookupRequest) GetClientAddress() string {
+	if x != nil {
+		return x.ClientAddress
+	}
+	return ""
+}
+
 // LookupResponse is the answer.
 type LookupResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -174,14 +309,20 @@ type LookupResponse struct {
 	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Service   string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
 	PortName  string                 `protobuf:"bytes,4,opt,name=port_name,json=portName,proto3" json:"port_name,omitempty"`
-	// Endpoints that the node may choose from; empty: refused at once.
+	// Endpoints that the node may choose from; outcome says what happens where there is none.
 	Backends []*Backend `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
 	// For people: why these endpoints, or why none.
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	// etcd revision of the World that was asked.
 	Revision int64 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Cluster address of the Service, where it has one.
-	ClusterIp     string `protobuf:"bytes,8,opt,name=cluster_ip,json=clusterIp,proto3" json:"cluster_ip,omitempty"`
+	ClusterIp string                 `protobuf:"bytes,8,opt,name=cluster_ip,json=clusterIp,proto3" json:"cluster_ip,omitempty"`
+	Outcome   LookupResponse_Outcome `protobuf:"varint,9,opt,name=outcome,proto3,enum=podwire.svcproxy.v1.LookupResponse_Outcome" json:"outcome,omitempty"`
+	// Node whose tables choose: that of the request, else the one that the destination leads to; empty: any.
+	Node string `protobuf:"bytes,10,opt,name=node,proto3" json:"node,omitempty"`
+	// Address and port that the client has to dial, where the request has a Service's name.
+	Address       string `protobuf:"bytes,11,opt,name=address,proto3" json:"address,omitempty"`
+	Port          uint32 `protobuf:"varint,12,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +411,34 @@ func (x *LookupResponse) GetClusterIp() string {
 		return x.ClusterIp
 	}
 	return ""
+}
+
+func (x *LookupResponse) GetOutcome() LookupResponse_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return LookupResponse_OUTCOME_UNSPECIFIED
+}
+
+func (x *LookupResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *LookupResponse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *LookupResponse) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
 }
 
 // Backend is one endpoint.
@@ -362,13 +531,19 @@ var File_podwire_svcproxy_v1_lookup_service_proto protoreflect.FileDescriptor
 
 const file_podwire_svcproxy_v1_lookup_service_proto_rawDesc = "" +
 	"\n" +
-	"(podwire/svcproxy/v1/lookup_service.proto\x12\x13podwire.svcproxy.v1\"\x93\x01\n" +
+	"(podwire/svcproxy/v1/lookup_service.proto\x12\x13podwire.svcproxy.v1\"\xc6\x02\n" +
 	"\rLookupRequest\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x04 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04node\x18\x05 \x01(\tR\x04node\"\xd3\x03\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12A\n" +
+	"\x06client\x18\x06 \x01(\x0e2).podwire.svcproxy.v1.LookupRequest.ClientR\x06client\x12%\n" +
+	"\x0eclient_address\x18\a \x01(\tR\rclientAddress\"G\n" +
+	"\x06Client\x12\x16\n" +
+	"\x12CLIENT_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rCLIENT_INSIDE\x10\x01\x12\x12\n" +
+	"\x0eCLIENT_OUTSIDE\x10\x02\"\xec\x05\n" +
 	"\x0eLookupResponse\x12?\n" +
 	"\x05match\x18\x01 \x01(\x0e2).podwire.svcproxy.v1.LookupResponse.MatchR\x05match\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -378,7 +553,12 @@ const file_podwire_svcproxy_v1_lookup_service_proto_rawDesc = "" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1a\n" +
 	"\brevision\x18\a \x01(\x03R\brevision\x12\x1d\n" +
 	"\n" +
-	"cluster_ip\x18\b \x01(\tR\tclusterIp\"\x9d\x01\n" +
+	"cluster_ip\x18\b \x01(\tR\tclusterIp\x12E\n" +
+	"\aoutcome\x18\t \x01(\x0e2+.podwire.svcproxy.v1.LookupResponse.OutcomeR\aoutcome\x12\x12\n" +
+	"\x04node\x18\n" +
+	" \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\v \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\f \x01(\rR\x04port\"\x9d\x01\n" +
 	"\x05Match\x12\x15\n" +
 	"\x11MATCH_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -387,7 +567,14 @@ const file_podwire_svcproxy_v1_lookup_service_proto_rawDesc = "" +
 	"\x0fMATCH_NODE_PORT\x10\x03\x12\x17\n" +
 	"\x13MATCH_LOAD_BALANCER\x10\x04\x12\x15\n" +
 	"\x11MATCH_EXTERNAL_IP\x10\x05\x12\x12\n" +
-	"\x0eMATCH_HEADLESS\x10\x06\"\x95\x01\n" +
+	"\x0eMATCH_HEADLESS\x10\x06\"\x8d\x01\n" +
+	"\aOutcome\x12\x17\n" +
+	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11OUTCOME_UNCHANGED\x10\x01\x12\x12\n" +
+	"\x0eOUTCOME_SERVED\x10\x02\x12\x13\n" +
+	"\x0fOUTCOME_REFUSED\x10\x03\x12\x13\n" +
+	"\x0fOUTCOME_DROPPED\x10\x04\x12\x14\n" +
+	"\x10OUTCOME_UNROUTED\x10\x05\"\x95\x01\n" +
 	"\aBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
@@ -410,24 +597,28 @@ func file_podwire_svcproxy_v1_lookup_service_proto_rawDescGZIP() []byte {
 	return file_podwire_svcproxy_v1_lookup_service_proto_rawDescData
 }
 
-var file_podwire_svcproxy_v1_lookup_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_podwire_svcproxy_v1_lookup_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_podwire_svcproxy_v1_lookup_service_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_podwire_svcproxy_v1_lookup_service_proto_goTypes = []any{
-	(LookupResponse_Match)(0), // 0: podwire.svcproxy.v1.LookupResponse.Match
-	(*LookupRequest)(nil),     // 1: podwire.svcproxy.v1.LookupRequest
-	(*LookupResponse)(nil),    // 2: podwire.svcproxy.v1.LookupResponse
-	(*Backend)(nil),           // 3: podwire.svcproxy.v1.Backend
+	(LookupRequest_Client)(0),   // 0: podwire.svcproxy.v1.LookupRequest.Client
+	(LookupResponse_Match)(0),   // 1: podwire.svcproxy.v1.LookupResponse.Match
+	(LookupResponse_Outcome)(0), // 2: podwire.svcproxy.v1.LookupResponse.Outcome
+	(*LookupRequest)(nil),       // 3: podwire.svcproxy.v1.LookupRequest
+	(*LookupResponse)(nil),      // 4: podwire.svcproxy.v1.LookupResponse
+	(*Backend)(nil),             // 5: podwire.svcproxy.v1.Backend
 }
 var file_podwire_svcproxy_v1_lookup_service_proto_depIdxs = []int32{
-	0, // 0: podwire.svcproxy.v1.LookupResponse.match:type_name -> podwire.svcproxy.v1.LookupResponse.Match
-	3, // 1: podwire.svcproxy.v1.LookupResponse.backends:type_name -> podwire.svcproxy.v1.Backend
-	1, // 2: podwire.svcproxy.v1.LookupService.Lookup:input_type -> podwire.svcproxy.v1.LookupRequest
-	2, // 3: podwire.svcproxy.v1.LookupService.Lookup:output_type -> podwire.svcproxy.v1.LookupResponse
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	0, // 0: podwire.svcproxy.v1.LookupRequest.client:type_name -> podwire.svcproxy.v1.LookupRequest.Client
+	1, // 1: podwire.svcproxy.v1.LookupResponse.match:type_name -> podwire.svcproxy.v1.LookupResponse.Match
+	5, // 2: podwire.svcproxy.v1.LookupResponse.backends:type_name -> podwire.svcproxy.v1.Backend
+	2, // 3: podwire.svcproxy.v1.LookupResponse.outcome:type_name -> podwire.svcproxy.v1.LookupResponse.Outcome
+	3, // 4: podwire.svcproxy.v1.LookupService.Lookup:input_type -> podwire.svcproxy.v1.LookupRequest
+	4, // 5: podwire.svcproxy.v1.LookupService.Lookup:output_type -> podwire.svcproxy.v1.LookupResponse
+	5, // [5:6] is the sub-list for method output_type
+	4, // [4:5] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_podwire_svcproxy_v1_lookup_service_proto_init() }
@@ -440,7 +631,7 @@ func file_podwire_svcproxy_v1_lookup_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_podwire_svcproxy_v1_lookup_service_proto_rawDesc), len(file_podwire_svcproxy_v1_lookup_service_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      3,
 			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,

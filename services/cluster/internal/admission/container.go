@@ -29,6 +29,7 @@ func (v *violations) containers(spec *objectv1.PodSpec) {
 			v.ports(at+".ports", c.GetPorts(), spec.GetHostNetwork(), hostPorts)
 			v.containerRestart(at, c, list.init)
 			v.probes(at, c, spec)
+			v.resources(at+".resources", c.GetResources())
 		}
 	}
 }

@@ -68,7 +68,7 @@ func DefaultPod(o, old *objectv1.Pod) {
 		}
 	}
 	if old == nil {
-		o.Status = &objectv1.PodStatus{Phase: Pending}
+		o.Status = &objectv1.PodStatus{Phase: Pending, QosClass: qosClass(spec)}
 	}
 }
 

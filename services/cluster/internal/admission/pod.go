@@ -42,6 +42,7 @@ func (r Rules) ValidatePod(o, old *objectv1.Pod) []errs.Violation {
 	if spec.ActiveDeadlineSeconds != nil {
 		v.atLeast("spec.activeDeadlineSeconds", spec.GetActiveDeadlineSeconds(), 1)
 	}
+	v.resources("spec.resources", spec.GetResources())
 	v.nodeRules(spec)
 	r.ownNames(&v, o)
 	v.hostAliases(spec)
@@ -230,13 +231,14 @@ func (v *violations) statusAddresses(field, first string, all []string) {
 	}
 }
 
-// CarryPodStatus keeps in a reported status what the agent does not know of: that the Pod was scheduled, unless the agent
-// says so itself.
+// CarryPodStatus keeps in a reported status what the agent does not know of: the quality of service class, and that the Pod
+// was scheduled, unless the agent says so itself.
 func CarryPodStatus(o, old *objectv1.Pod) {
 	const scheduled = "PodScheduled"
 	if o.Status == nil {
 		o.Status = &objectv1.PodStatus{}
 	}
+	o.Status.QosClass = qosClass(old.GetSpec())
 	is := func(c *objectv1.PodCondition) bool { return c.GetType() == scheduled }
 	if slices.ContainsFunc(o.Status.GetConditions(), is) {
 		return

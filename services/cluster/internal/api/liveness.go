@@ -18,6 +18,8 @@ import (
 type Listener interface {
 	// Beat is false where another replica leads.
 	Beat(b liveness.Beat) bool
+	// Dead says whether the World may still call the node dead.
+	Dead(node string) bool
 }
 
 // Passed knows up to where every required service has come; *receipts.Tracker is one.
@@ -42,7 +44,8 @@ func NewLiveness(election string, listener Listener, passed Passed, elections El
 	return &Liveness{election: election, listener: listener, passed: passed, elections: elections}
 }
 
-// Heartbeat implements LivenessService. Each request names the same node, the caller.
+// Heartbeat implements LivenessService. Each request names the same node, the caller. A node that was dead is answered when
+// the World has it alive: its agent then reports its Pods again, and what it says of them stays.
 func (l *Liveness) Heartbeat(stream grpc.BidiStreamingServer[clusterv1.HeartbeatRequest, clusterv1.HeartbeatResponse]) error {
 	ctx := stream.Context()
 	for {
@@ -60,15 +63,22 @@ func (l *Liveness) Heartbeat(stream grpc.BidiStreamingServer[clusterv1.Heartbeat
 		if err != nil {
 			return err
 		}
+		if resp == nil {
+			continue
+		}
 		if err := stream.Send(resp); err != nil {
 			return err
 		}
 	}
 }
 
+// answer is nil where none is due yet.
 func (l *Liveness) answer(ctx context.Context, req *clusterv1.HeartbeatRequest) (*clusterv1.HeartbeatResponse, error) {
 	resp := &clusterv1.HeartbeatResponse{Sequence: req.GetSequence(), RequiredWatermark: int64(l.passed.Required())}
 	if l.listener.Beat(liveness.Beat{Node: req.GetNode(), Ready: req.GetReady(), Reason: req.GetReason()}) {
+		if l.listener.Dead(req.GetNode()) {
+			return nil, nil
+		}
 		return resp, nil
 	}
 	leader, err := l.elections.GetLeader(ctx, l.election)

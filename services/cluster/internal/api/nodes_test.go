@@ -226,7 +226,17 @@ func (b *bench) caughtUp(rev store.Revision) {
 // ear is a listener of the test's.
 type ear struct {
 	leads bool
+	dead  []bool // what to say of deaths, in order
 	heard []liveness.Beat
+}
+
+func (e *ear) Dead(string) bool {
+	if len(e.dead) == 0 {
+		return false
+	}
+	dead := e.dead[0]
+	e.dead = e.dead[1:]
+	return dead
 }
 
 func (e *ear) Beat(b liveness.Beat) bool {
@@ -274,6 +284,13 @@ func TestHeartbeat(t *testing.T) {
 				t.Errorf("heard is %v", e.heard)
 			}
 		})
+	}
+	back := &beats{stream: stream{ctx: ctx}, in: []*clusterv1.HeartbeatRequest{{Node: "node-1", Sequence: 1}, {Node: "node-1", Sequence: 2}, {Node: "node-1", Sequence: 3}}}
+	if err := NewLiveness("cluster", &ear{leads: true, dead: []bool{true, true}}, mark(42), nil).Heartbeat(back); err != nil {
+		t.Fatal(err)
+	}
+	if len(back.out) != 1 || back.out[0].GetSequence() != 3 {
+		t.Errorf("a node that the World calls dead is answered: %v", back.out)
 	}
 	s := &beats{stream: stream{ctx: ctx}, in: []*clusterv1.HeartbeatRequest{{Node: "node-2", Ready: true}}}
 	e := &ear{leads: true}

@@ -69,6 +69,9 @@ func (p *Pods) Apply(ctx context.Context, req *clusterv1.PodServiceApplyRequest)
 		return nil, errs.New(errs.Denied, "Pod %s/%s: %s may not write Pods, only report those assigned to it",
 			req.GetObject().GetMetadata().GetNamespace(), req.GetObject().GetMetadata().GetName(), id)
 	}
+	if err := p.memberOnly(ctx, req.GetObject()); err != nil {
+		return nil, err
+	}
 	res, err := p.verbs.Apply(ctx, verbs.ApplyRequest[pod]{
 		Object: req.GetObject(), Expected: req.ExpectedRevision, DryRun: req.GetDryRun(),
 	})
@@ -78,6 +81,28 @@ func (p *Pods) Apply(ctx context.Context, req *clusterv1.PodServiceApplyRequest)
 	return &clusterv1.PodServiceApplyResponse{
 		Object: res.Object, Revision: int64(res.Revision), Outcome: res.Outcome,
 	}, nil
+}
+
+// memberOnly refuses to write the Pod of a fabric member, and to make any other one look like it: with the Pod goes the
+// member's place in the fabric.
+func (p *Pods) memberOnly(ctx context.Context, o pod) error {
+	meta := o.GetMetadata()
+	if meta.GetNamespace() != planner.MemberNamespace {
+		return nil
+	}
+	if meta.GetAnnotations()[planner.AnnotationMember] != "" {
+		return errs.InvalidFields("Pod "+meta.GetNamespace()+"/"+meta.GetName(), []errs.Violation{{
+			Field: "metadata.annotations[" + planner.AnnotationMember + "]", Rule: "is cluster's to write, for a member that attends"}})
+	}
+	found, err := p.verbs.Find(ctx, meta.GetNamespace(), meta.GetName())
+	if errs.Is(err, errs.NotFound) || errs.Is(err, errs.Invalid) {
+		return nil // what is wrong with the name, Apply says
+	}
+	if err == nil && found.Object.GetMetadata().GetAnnotations()[planner.AnnotationMember] != "" {
+		err = errs.New(errs.Denied, "Pod %s/%s: is the Pod of a fabric member, which cluster writes; change the member's configuration instead",
+			meta.GetNamespace(), meta.GetName())
+	}
+	return err
 }
 
 // Get implements PodService.

@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"podwire.dev/internal/errs"
-	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/store"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
 	"podwire.dev/services/cluster/internal/receipts"
@@ -71,8 +70,8 @@ func (r *Receipts) services(req *clusterv1.WaitRequest) ([]string, error) {
 		bad = append(bad, errs.Violation{Field: "revision", Value: fmt.Sprint(req.GetRevision()), Rule: "must not be negative"})
 	}
 	for i, s := range req.GetServices() {
-		if nodestate.Tables(nodestate.Source(s)) == nil {
-			bad = append(bad, errs.Violation{Field: fmt.Sprintf("services[%d]", i), Value: s, Rule: "must be a service that pushes to nodes"})
+		if !receipts.HasWatermark(s) {
+			bad = append(bad, errs.Violation{Field: fmt.Sprintf("services[%d]", i), Value: s, Rule: "must be a service with a watermark: " + receipts.Services})
 		}
 	}
 	if len(req.GetServices()) == 0 && !req.GetAllRequired() {

@@ -93,7 +93,7 @@ func TestWait(t *testing.T) {
 		{"refused", &clusterv1.WaitRequest{Revision: 9, Services: []string{"policy"}}, script{{at("policy", 6, slow, no)}}, 1, false, errs.Conflict, "node n2 refused revision 8 of policy: no room"},
 		{"refused later on", &clusterv1.WaitRequest{Revision: 6, Services: []string{"policy"}}, script{{at("policy", 5, no)}, {at("policy", 6, no)}}, 2, true, 0, ""},
 		{"nothing named", &clusterv1.WaitRequest{Revision: 9}, nil, 0, false, errs.Invalid, "services: is required unless all_required is set"},
-		{"nobody known", &clusterv1.WaitRequest{Revision: -1, Services: []string{"dns"}}, nil, 0, false, errs.Invalid, "services[0]"},
+		{"nobody known", &clusterv1.WaitRequest{Revision: -1, Services: []string{"gateway"}}, nil, 0, false, errs.Invalid, "services[0]"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

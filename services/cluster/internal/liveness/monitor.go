@@ -24,6 +24,9 @@ const (
 // ConditionReady is the type of the condition.
 const ConditionReady = "Ready"
 
+// unknown is the status of a dead node's condition, as Kubernetes' node lifecycle controller spells it.
+const unknown = "Unknown"
+
 // messageEvery bounds how often a condition is written of which only the message changed.
 const messageEvery = 5 * time.Second
 
@@ -49,12 +52,13 @@ type Monitor struct {
 	Now func() time.Time
 
 	ledger *Ledger
+	deaths *deaths
 	epoch  store.Revision // of Record's goroutine
 }
 
 // NewMonitor completes a Monitor; it starts nothing.
 func NewMonitor(m Monitor) *Monitor {
-	m.ledger = NewLedger()
+	m.ledger, m.deaths = NewLedger(), &deaths{}
 	return &m
 }
 
@@ -66,6 +70,9 @@ func (m *Monitor) Beat(b Beat) bool {
 	m.ledger.Beat(b, m.Now())
 	return true
 }
+
+// Dead says whether the World may still call the node dead, although it was heard meanwhile.
+func (m *Monitor) Dead(node string) bool { return m.deaths.has(node) }
 
 // Watch ticks until ctx ends. It does nothing else, so that a late tick means a starved process, and no slow write.
 func (m *Monitor) Watch(ctx context.Context) error {
@@ -110,15 +117,22 @@ func (m *Monitor) Record(ctx context.Context) error {
 	if lead.Epoch != m.epoch {
 		m.epoch = lead.Epoch
 		m.ledger.Restart(m.Now())
+		m.deaths.forget()
 	}
 	var nodes []store.Record
-	if err := m.Asker.Do(ctx, func(store.Revision) { nodes = m.Nodes.Nodes() }); err != nil {
+	var at store.Revision
+	if err := m.Asker.Do(ctx, func(now store.Revision) { at, nodes = now, m.Nodes.Nodes() }); err != nil {
 		return err
 	}
 	names := make([]string, len(nodes))
+	dead := map[string]store.Revision{}
 	for i, rec := range nodes {
 		names[i] = rec.Key.Name
+		if node, ok := rec.Object.(*objectv1.Node); ok && readyOf(node).GetStatus() == unknown {
+			dead[rec.Key.Name] = rec.Revision
+		}
 	}
+	m.deaths.read(at, dead)
 	now := m.Now()
 	judged := m.ledger.Judge(names, now)
 	var failed error
@@ -150,7 +164,10 @@ func (m *Monitor) write(ctx context.Context, lead *store.Leadership, rec store.R
 	out.Status.Conditions = append(slices.DeleteFunc(out.Status.Conditions, func(c *objectv1.NodeCondition) bool {
 		return c.GetType() == ConditionReady
 	}), next)
-	_, err := m.Store.Txn().RequireLeader(lead).Update(rec, out).Commit(ctx)
+	at, err := m.Store.Txn().RequireLeader(lead).Update(rec, out).Commit(ctx)
+	if err == nil && next.GetStatus() == unknown {
+		m.deaths.declare(rec.Key.Name, at)
+	}
 	return err
 }
 
@@ -179,12 +196,12 @@ func Condition(have *objectv1.NodeCondition, j Judgement, now time.Time) *object
 	case Silent:
 		next.Status, next.Reason, next.Message = "False", ReasonNotReady, "no heartbeat from the agent for more than "+NotReadyAfter.String()
 	case Dead:
-		next.Status, next.Reason, next.Message = "Unknown", ReasonDead, "no heartbeat from the agent for more than "+DeadAfter.String()
+		next.Status, next.Reason, next.Message = unknown, ReasonDead, "no heartbeat from the agent for more than "+DeadAfter.String()
 	}
 	switch {
 	case have == nil && j.State != Ready:
 		return nil // never ready: receipts do not count it yet
-	case j.State == Silent && have.GetStatus() == "Unknown":
+	case j.State == Silent && have.GetStatus() == unknown:
 		return nil // dead stays dead until it is heard
 	case have.GetStatus() == next.Status && have.GetReason() == next.Reason:
 		if have.GetMessage() == next.Message || now.Sub(have.GetLastHeartbeatTime().AsTime()) < messageEvery {
@@ -196,7 +213,7 @@ func Condition(have *objectv1.NodeCondition, j Judgement, now time.Time) *object
 		next.LastTransitionTime = have.GetLastTransitionTime()
 	}
 	if !j.Heard.IsZero() {
-		next.LastHeartbeatTime = timestamppb.New(j.Heard)
+		next.LastHeartbeatTime = timestamppb.New(j.Heard.Truncate(time.Second))
 	} else {
 		next.LastHeartbeatTime = have.GetLastHeartbeatTime()
 	}

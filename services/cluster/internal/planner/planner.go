@@ -22,7 +22,7 @@ import (
 )
 
 // The store's kinds that the World is made of. Cluster reads every kind that lives in a Namespace, to know when one is
-// empty.
+// empty; but for Secrets, which only ingress sees and deletes.
 const (
 	KindNamespace     = "namespaces"
 	KindNode          = feed.KindNode
@@ -30,6 +30,7 @@ const (
 	KindService       = "services"
 	KindEndpointSlice = "endpointslices.discovery.k8s.io"
 	KindPolicy        = "networkpolicies.networking.k8s.io"
+	KindIngress       = "ingresses.networking.k8s.io"
 	KindBlock         = "addressblocks.ipam.podwire.dev"
 )
 
@@ -75,7 +76,8 @@ type podEntry struct {
 // block is one AddressBlock.
 type block struct {
 	prefix netip.Prefix
-	node   string
+	// node or member is who holds it, the other is empty; both of a block that is cut for members.
+	node, member string
 }
 
 // New makes a Planner with an empty World. now stamps the conditions that it derives.
@@ -112,7 +114,7 @@ func (p *Planner) Put(rec store.Record) {
 	case *objectv1.AddressBlock:
 		// One that does not parse holds nothing: ipam is its sole writer, and writes what parses.
 		if prefix, err := netip.ParsePrefix(o.GetSpec().GetCidr()); err == nil {
-			p.blocks[rec.Key.Name] = block{prefix, o.GetSpec().GetNode()}
+			p.blocks[rec.Key.Name] = block{prefix, o.GetSpec().GetNode(), o.GetSpec().GetMember()}
 		}
 	}
 }
@@ -312,7 +314,7 @@ func (p *Planner) Owns(node string, hostNetwork HostNetwork, addr netip.Addr) bo
 		return slices.Contains(NodeAddresses(p.nodes[node].object()), addr)
 	}
 	for _, b := range p.blocks {
-		if b.node == node && b.prefix.Contains(addr) {
+		if b.node == node && node != "" && b.prefix.Contains(addr) {
 			return true
 		}
 	}

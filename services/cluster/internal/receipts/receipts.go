@@ -8,8 +8,18 @@ import (
 	"math"
 	"sync"
 
+	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/store"
 )
+
+// Services says which services have a watermark, for people.
+const Services = "cluster, ipam, svcproxy, policy, dns or ingress"
+
+// HasWatermark says whether a service writes a watermark: one that pushes to nodes, or one whose replicas answer from their
+// own World.
+func HasWatermark(service string) bool {
+	return nodestate.Tables(nodestate.Source(service)) != nil || service == "dns" || service == "ingress"
+}
 
 // Tracker knows the watermarks of all services. It is safe for concurrent use.
 type Tracker struct {

@@ -16,8 +16,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"podwire.dev/internal/errs"
-	"podwire.dev/internal/pki"
-	"podwire.dev/internal/rpc"
 	"podwire.dev/internal/store"
 	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
@@ -63,131 +61,6 @@ func newMeta(name string) *objectv1.ObjectMeta {
 		Name: name, Uid: uuid.NewString(), Generation: 1,
 		CreationTimestamp: timestamppb.New(time.Now().Truncate(time.Second)),
 	}
-}
-
-// LeaseBlock implements AllocationService. Errors: Invalid, Denied for another node's, Exhausted.
-func (a *Allocations) LeaseBlock(ctx context.Context, req *ipamv1.LeaseBlockRequest) (*ipamv1.LeaseBlockResponse, error) {
-	if err := rpc.RequireNodeOr(ctx, req.GetNode(), pki.KindUser); err != nil {
-		return nil, err
-	}
-	fam, err := readLease(req)
-	if err != nil {
-		return nil, err
-	}
-	for range maxTries {
-		var rec store.Record
-		var known bool
-		var prefix netip.Prefix
-		var failed error
-		if err := a.asker.Do(ctx, func(store.Revision) {
-			if rec, known = a.plan.LeaseOf(req.GetNode(), req.GetRequestId(), fam); !known {
-				prefix, failed = a.plan.Pools().NextBlock(fam)
-			}
-		}); err != nil {
-			return nil, err
-		}
-		if known {
-			return &ipamv1.LeaseBlockResponse{Object: rec.Object.(*objectv1.AddressBlock), Revision: int64(rec.Revision)}, nil
-		}
-		if failed != nil {
-			return nil, failed
-		}
-		resp, err := a.lease(ctx, req, prefix)
-		var taken *store.FailedCompare
-		if !errors.As(err, &taken) {
-			return resp, err
-		}
-		if resp, err := a.leasedBefore(ctx, req, taken.Object.Name); resp != nil || err != nil {
-			return resp, err
-		}
-		if err := a.lost(ctx, taken); err != nil {
-			return nil, err
-		}
-	}
-	return nil, errs.New(errs.Unavailable, "ipam: other replicas were faster %d times: try again", maxTries)
-}
-
-func readLease(req *ipamv1.LeaseBlockRequest) (fam int, err error) {
-	var bad []errs.Violation
-	if req.GetNode() == "" {
-		bad = append(bad, errs.Violation{Field: "node", Rule: "is required"})
-	}
-	if req.GetRequestId() == "" {
-		bad = append(bad, errs.Violation{Field: "request_id", Rule: "is required: the same on a retry, another for another block"})
-	}
-	fam, ok := familyOf(req.GetFamily())
-	if !ok {
-		bad = append(bad, errs.Violation{Field: "family", Rule: "must be FAMILY_IPV4 or FAMILY_IPV6"})
-	}
-	return fam, errs.InvalidFields("lease", bad)
-}
-
-// lost tells the pools of a name that somebody else has, which the World may not show yet.
-func (a *Allocations) lost(ctx context.Context, taken *store.FailedCompare) error {
-	return a.asker.Do(ctx, func(store.Revision) { a.plan.Pools().Lost(taken.Object.Name, int64(taken.Have)) })
-}
-
-func (a *Allocations) lease(ctx context.Context, req *ipamv1.LeaseBlockRequest, prefix netip.Prefix) (*ipamv1.LeaseBlockResponse, error) {
-	block := &objectv1.AddressBlock{
-		ApiVersion: apiVersion, Kind: "AddressBlock", Metadata: newMeta(pool.BlockName(prefix)),
-		Spec: &objectv1.AddressBlockSpec{Cidr: prefix.String(), Node: req.GetNode()},
-	}
-	block.Metadata.Annotations = map[string]string{planner.AnnotationRequest: req.GetRequestId()}
-	rev, err := a.store.Txn().Create(block, planner.KindBlock).Commit(ctx)
-	if err != nil {
-		return nil, errs.Wrap(err, "ipam: lease %s", prefix)
-	}
-	block.Metadata.ResourceVersion = fmt.Sprint(int64(rev))
-	return &ipamv1.LeaseBlockResponse{Object: block, Revision: int64(rev)}, nil
-}
-
-// leasedBefore finds out whether the block in the way is the answer to an earlier try of the same request.
-func (a *Allocations) leasedBefore(ctx context.Context, req *ipamv1.LeaseBlockRequest, name string) (*ipamv1.LeaseBlockResponse, error) {
-	rec, _, err := a.store.Get(ctx, store.Key{Kind: planner.KindBlock, Name: name})
-	if errs.Is(err, errs.NotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	block := rec.Object.(*objectv1.AddressBlock)
-	if block.GetSpec().GetNode() != req.GetNode() || block.GetMetadata().GetAnnotations()[planner.AnnotationRequest] != req.GetRequestId() {
-		return nil, nil
-	}
-	return &ipamv1.LeaseBlockResponse{Object: block, Revision: int64(rec.Revision)}, nil
-}
-
-// ReleaseBlock implements AllocationService. Errors: NotFound; Denied for another node's block, and for the one that
-// carries the node's tunnel address.
-func (a *Allocations) ReleaseBlock(ctx context.Context, req *ipamv1.ReleaseBlockRequest) (*ipamv1.ReleaseBlockResponse, error) {
-	if err := rpc.RequireNodeOr(ctx, req.GetNode(), pki.KindUser); err != nil {
-		return nil, err
-	}
-	rec, _, err := a.store.Get(ctx, store.Key{Kind: planner.KindBlock, Name: req.GetName()})
-	if err != nil {
-		return nil, err
-	}
-	if holder := rec.Object.(*objectv1.AddressBlock).GetSpec().GetNode(); holder != req.GetNode() {
-		return nil, errs.New(errs.Denied, "%s belongs to %s", req.GetName(), holder)
-	}
-	known, tunnel := false, false
-	if err := a.asker.Do(ctx, func(store.Revision) {
-		_, known = a.plan.Block(req.GetName())
-		tunnel = a.plan.Tunnel(req.GetName())
-	}); err != nil {
-		return nil, err
-	}
-	if !known {
-		return nil, errs.New(errs.Unavailable, "%s was leased just now and is not known here yet: try again", req.GetName())
-	}
-	if tunnel {
-		return nil, errs.New(errs.Denied, "%s carries the tunnel address of %s: it ends with the Node", req.GetName(), req.GetNode())
-	}
-	rev, err := a.store.Txn().Delete(rec).Commit(ctx)
-	if err != nil {
-		return nil, errs.Wrap(err, "ipam: release %s", req.GetName())
-	}
-	return &ipamv1.ReleaseBlockResponse{Revision: int64(rev)}, nil
 }
 
 func familyOf(f ipamv1.Family) (fam int, ok bool) {
@@ -315,7 +188,7 @@ func (a *Allocations) overtaken(ctx context.Context, g grants, taken *store.Fail
 		g.own[taken.Object.Name] = rec
 		return nil
 	}
-	if err := a.lost(ctx, taken); err != nil {
+	if err := a.lost(ctx, taken, netip.Prefix{}); err != nil {
 		return err
 	}
 	for _, w := range g.wants {

@@ -34,6 +34,7 @@ func kinds() store.Kinds {
 		planner.KindBlock:   func() store.Object { return &objectv1.AddressBlock{} },
 		planner.KindClaim:   func() store.Object { return &objectv1.AddressClaim{} },
 		planner.KindService: func() store.Object { return &objectv1.Service{} },
+		planner.KindPod:     func() store.Object { return &objectv1.Pod{} },
 		feed.KindNode:       func() store.Object { return &objectv1.Node{} },
 	}
 }
@@ -296,6 +297,7 @@ func parallel(t *testing.T, a, b *store.Store) {
 		})
 	}
 	blocks := map[string]string{}
+	six := map[netip.Prefix]string{}
 	for i := range 4 { // exactly as many as there are
 		all.Go(func() {
 			node := fmt.Sprintf("node-%d", i)
@@ -313,7 +315,38 @@ func parallel(t *testing.T, a, b *store.Store) {
 			}
 		})
 	}
+	for i := range 16 { // a block of IPv6 is cut, once, while nodes lease others
+		all.Go(func() {
+			member, node := fmt.Sprintf("dns-%d", i), fmt.Sprintf("node-%d", i)
+			var lease *ipamv1.LeaseBlockRequest
+			id := pki.Service("dns")
+			if lease = (&ipamv1.LeaseBlockRequest{Member: member, Family: ipamv1.Family_FAMILY_IPV6, RequestId: "1"}); i >= 13 {
+				lease.Member, lease.Node, id = "", node, pki.Node(node)
+			}
+			resp, err := replicas[i%2].LeaseBlock(as(t, id), lease)
+			if err != nil {
+				t.Errorf("%s: %v", member, err)
+				return
+			}
+			again, err := replicas[(i+1)%2].LeaseBlock(as(t, id), lease) // whose World may not show it yet
+			if err != nil || again.GetObject().GetSpec().GetCidr() != resp.GetObject().GetSpec().GetCidr() {
+				t.Errorf("%s leased %v, and by the same request %v, %v", member, resp.GetObject().GetSpec(), again.GetObject().GetSpec(), err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			prefix := netip.MustParsePrefix(resp.GetObject().GetSpec().GetCidr())
+			for other, holder := range six {
+				if other.Overlaps(prefix) {
+					t.Errorf("%s was leased to %s, and %s to %s", prefix, member, other, holder)
+				}
+			}
+			six[prefix] = member
+		})
+	}
 	all.Wait()
+	if len(six) != 16 {
+		t.Errorf("%d leases of IPv6", len(six))
+	}
 	if len(holders) != 128 || len(blocks) != 4 {
 		t.Errorf("%d values and %d blocks", len(holders), len(blocks))
 	}

@@ -78,6 +78,13 @@ func (c *Collector) Sweep(ctx context.Context, now time.Time) error {
 		if now.Sub(s.since) < Grace {
 			continue
 		}
+		if over, err := (Quarantine{c.Store}).Over(ctx, o.After); err != nil || !over {
+			if err != nil {
+				c.seen = next
+				return errs.Wrap(err, "ipam: collect %s", name)
+			}
+			continue
+		}
 		_, err := c.Store.Txn().RequireLeader(lead).Delete(o.Rec).Commit(ctx)
 		switch {
 		case errs.Is(err, errs.Conflict): // it changed, or the election did
@@ -90,4 +97,37 @@ func (c *Collector) Sweep(ctx context.Context, now time.Time) error {
 	}
 	c.seen = next
 	return nil
+}
+
+// Quarantine judges whether everybody has forgotten who had an address.
+type Quarantine struct{ Store *store.Store }
+
+// Over says whether the watermarks of all required services have passed a revision, the removal of the address' holder:
+// until then a node may let a new holder pass as the old one. Where nobody has said yet which services are required, it
+// is not over.
+func (q Quarantine) Over(ctx context.Context, after store.Revision) (bool, error) {
+	if after == 0 {
+		return true, nil
+	}
+	required, err := q.Store.Required(ctx)
+	if errs.Is(err, errs.NotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	watermarks, err := q.Store.ListWatermarks(ctx)
+	if err != nil {
+		return false, err
+	}
+	passed := map[string]bool{}
+	for _, w := range watermarks {
+		passed[w.Service] = w.Revision >= after
+	}
+	for _, service := range required {
+		if !passed[service] {
+			return false, nil
+		}
+	}
+	return true, nil
 }

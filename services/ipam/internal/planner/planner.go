@@ -1,8 +1,10 @@
 // Package planner holds the ipam service's World: what the store shows as granted, and the members of the fabric that
-// follow from it. In: records and events. Out: the ranges and members that every node holds. It grants nothing itself.
+// follow from it. In: records and events. Out: the ranges and members that every node and member holds. It grants nothing
+// itself.
 package planner
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,6 +22,14 @@ const (
 	KindBlock   = "addressblocks.ipam.podwire.dev"
 	KindClaim   = "addressclaims.ipam.podwire.dev"
 	KindService = "services"
+	KindPod     = "pods"
+)
+
+// The Pods of fabric members that are no nodes, which cluster writes: their Namespace, and the annotation that names their
+// service.
+const (
+	MemberNamespace  = "kube-system"
+	AnnotationMember = "podwire.dev/member"
 )
 
 // Planner implements feed.Planner. The feed's goroutine owns it.
@@ -27,18 +37,40 @@ type Planner struct {
 	ranges pool.Ranges
 	pools  *pool.Pools
 	nodes  map[string]*objectv1.Node
-	blocks map[string]lease // by name
-	claims map[string]store.Record
-	owners map[string]bool // UIDs of Services
-	rows   *nodestate.Slice
-	dirty  bool
+	// members are the Pods of fabric members, by name; gone has the revision since which one that holds addresses is absent.
+	members map[string]*objectv1.Pod
+	gone    map[string]store.Revision
+	began   store.Revision   // of this World
+	blocks  map[string]lease // by name
+	claims  map[string]store.Record
+	owners  map[string]bool // UIDs of Services
+	rows    *nodestate.Slice
+	dirty   bool
 }
 
 // lease is one AddressBlock.
 type lease struct {
 	rec    store.Record
 	prefix netip.Prefix
-	node   string
+	holder Holder
+}
+
+// Holder is who holds a block; the zero Holder of a block that is cut into members' addresses.
+type Holder struct {
+	// Node is the name of a Node, Member that of a fabric member; one of them is empty.
+	Node, Member string
+}
+
+func (h Holder) String() string {
+	if h.Member != "" {
+		return "member " + h.Member
+	}
+	return "node " + h.Node
+}
+
+// HolderOf reads who holds an AddressBlock.
+func HolderOf(o *objectv1.AddressBlock) Holder {
+	return Holder{Node: o.GetSpec().GetNode(), Member: o.GetSpec().GetMember()}
 }
 
 // New makes a Planner of the configured ranges with an empty World.
@@ -56,6 +88,7 @@ func (p *Planner) Reset() {
 	*p = Planner{
 		ranges: p.ranges, pools: pool.New(p.ranges), nodes: map[string]*objectv1.Node{}, blocks: map[string]lease{},
 		claims: map[string]store.Record{}, owners: map[string]bool{}, rows: nodestate.NewSlice(), dirty: true,
+		members: map[string]*objectv1.Pod{}, gone: map[string]store.Revision{},
 	}
 }
 
@@ -69,9 +102,24 @@ func (p *Planner) Put(rec store.Record) {
 		if err != nil {
 			return // not of ours: ipam is the sole writer, and writes what parses
 		}
-		p.blocks[rec.Key.Name] = lease{rec, prefix, o.GetSpec().GetNode()}
-		p.pools.HoldBlock(prefix, o.GetSpec().GetNode())
+		l := lease{rec, prefix, HolderOf(o)}
+		p.blocks[rec.Key.Name] = l
+		switch {
+		case l.holder.Member != "":
+			p.pools.HoldMember(prefix.Addr(), l.holder.Member)
+		case l.holder.Node != "":
+			p.pools.HoldBlock(prefix, l.holder.Node)
+		default:
+			p.pools.HoldCut(prefix)
+		}
 		p.dirty = true
+	case *objectv1.Pod:
+		if _, ok := o.GetMetadata().GetAnnotations()[AnnotationMember]; ok && rec.Key.Namespace == MemberNamespace {
+			p.members[rec.Key.Name], p.dirty = o, true
+			delete(p.gone, rec.Key.Name)
+		} else {
+			p.dropMember(rec.Key, rec.Revision)
+		}
 	case *objectv1.AddressClaim:
 		p.claims[rec.Key.Name] = rec
 		p.pools.Hold(ClaimOf(o))
@@ -88,10 +136,16 @@ func (p *Planner) Delete(ev store.Event) {
 		p.dirty = true
 	case KindBlock:
 		if l, ok := p.blocks[ev.Key.Name]; ok {
-			p.pools.FreeBlock(l.prefix)
+			if l.holder.Member != "" {
+				p.pools.FreeMember(l.prefix.Addr())
+			} else {
+				p.pools.FreeBlock(l.prefix)
+			}
 			delete(p.blocks, ev.Key.Name)
 			p.dirty = true
 		}
+	case KindPod:
+		p.dropMember(ev.Key, ev.Revision)
 	case KindClaim:
 		if rec, ok := p.claims[ev.Key.Name]; ok {
 			c := ClaimOf(rec.Object.(*objectv1.AddressClaim))
@@ -101,6 +155,15 @@ func (p *Planner) Delete(ev store.Event) {
 	case KindService:
 		delete(p.owners, ev.UID)
 	}
+}
+
+// dropMember forgets a member whose Pod is gone, or is another's since.
+func (p *Planner) dropMember(key store.Key, since store.Revision) {
+	if key.Namespace != MemberNamespace || p.members[key.Name] == nil {
+		return
+	}
+	delete(p.members, key.Name)
+	p.gone[key.Name], p.dirty = since, true
 }
 
 // ClaimOf reads an AddressClaim.
@@ -116,6 +179,9 @@ func ClaimOf(o *objectv1.AddressClaim) pool.Claim {
 // a configuration whose ranges leave out what is held: before anything of it reaches a node, the process ends.
 func (p *Planner) Plan(at store.Revision) (feed.Plan, error) {
 	p.pools.Passed(int64(at))
+	if p.began == 0 {
+		p.began = at
+	}
 	if !p.dirty {
 		return feed.Plan{}, nil
 	}
@@ -125,9 +191,10 @@ func (p *Planner) Plan(at store.Revision) (feed.Plan, error) {
 	}
 	p.dirty = false
 	next := nodestate.NewSlice(p.rangeRows()...)
-	for _, m := range p.members() {
+	for _, m := range p.rowsOfMembers() {
 		next.Upsert(m)
 	}
+	p.forgetGone()
 	delta := nodestate.Diff(p.rows, next)
 	p.rows = next
 	return feed.Plan{Shared: delta}, nil
@@ -148,27 +215,42 @@ func (p *Planner) rangeRows() []nodestate.Row {
 	return rows
 }
 
-// members returns the fabric: every Node that has an address, with its blocks.
-func (p *Planner) members() []nodestate.Row {
-	held := map[string][]lease{}
+// rowsOfMembers returns the fabric: every Node that has an address, with its blocks, and every member that has one and
+// holds an address.
+func (p *Planner) rowsOfMembers() []nodestate.Row {
+	held := map[Holder][]lease{}
 	for _, l := range p.blocks {
-		held[l.node] = append(held[l.node], l)
+		held[l.holder] = append(held[l.holder], l)
 	}
-	names := make([]string, 0, len(p.nodes))
-	for name := range p.nodes {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	var rows []nodestate.Row
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(p.nodes)) {
 		m := nodestate.Member{Name: name, Kind: nodestate.MemberNode, Underlay: underlay(p.nodes[name]), TunnelMAC: nodestate.TunnelMACOf(name)}
 		if len(m.Underlay) == 0 {
 			continue
 		}
-		m.Tunnel, m.Blocks = tunnels(held[name])
+		m.Tunnel, m.Blocks = tunnels(held[Holder{Node: name}])
 		rows = append(rows, m)
 	}
+	for _, name := range slices.Sorted(maps.Keys(p.members)) {
+		m := nodestate.Member{Name: nodestate.ServiceMember(name), Kind: nodestate.MemberService, Underlay: hostAddresses(p.members[name])}
+		m.TunnelMAC = nodestate.TunnelMACOf(m.Name)
+		m.Tunnel, m.Blocks = tunnels(held[Holder{Member: name}])
+		if len(m.Underlay) > 0 && len(m.Blocks) > 0 {
+			rows = append(rows, m)
+		}
+	}
 	return rows
+}
+
+// hostAddresses are the underlay addresses of a member, the tunnel's end first.
+func hostAddresses(o *objectv1.Pod) []netip.Addr {
+	var out []netip.Addr
+	for _, h := range o.GetStatus().GetHostIps() {
+		if addr, err := netip.ParseAddr(h.GetIp()); err == nil && addr.Zone() == "" {
+			out = append(out, addr)
+		}
+	}
+	return out
 }
 
 func underlay(n *objectv1.Node) []netip.Addr {
@@ -209,67 +291,8 @@ func tunnels(held []lease) ([]netip.Addr, []netip.Prefix) {
 	return addrs, blocks
 }
 
-// Orphan is a grant whose owner the store does not show.
-type Orphan struct {
-	Rec store.Record
-	// Reason is for people.
-	Reason string
-}
-
-// Orphans returns the claims whose owner does not exist and the blocks of Nodes that do not exist, by object name.
-func (p *Planner) Orphans() map[string]Orphan {
-	out := map[string]Orphan{}
-	for name, rec := range p.claims {
-		c := ClaimOf(rec.Object.(*objectv1.AddressClaim))
-		if !p.owners[c.Owner.UID] {
-			out[name] = Orphan{rec, "no " + c.Owner.Kind + " " + c.Owner.Namespace + "/" + c.Owner.Name + " with its uid exists"}
-		}
-	}
-	for name, l := range p.blocks {
-		if p.nodes[l.node] == nil {
-			out[name] = Orphan{l.rec, "no Node " + l.node + " exists"}
-		}
-	}
-	return out
-}
-
-// Block returns a lease by the name of its object.
-func (p *Planner) Block(name string) (store.Record, bool) {
-	l, ok := p.blocks[name]
-	return l.rec, ok
-}
-
-// LeaseOf returns the lease of a family, 4 or 6, that a node's request was answered with.
-func (p *Planner) LeaseOf(node, request string, fam int) (store.Record, bool) {
-	for _, l := range p.blocks {
-		if l.node == node && l.prefix.Addr().Is4() == (fam == 4) && l.rec.Object.GetMetadata().GetAnnotations()[AnnotationRequest] == request {
-			return l.rec, true
-		}
-	}
-	return store.Record{}, false
-}
-
-// AnnotationRequest is the annotation of an AddressBlock with the request_id that leased it.
-const AnnotationRequest = "ipam.podwire.dev/request"
-
 // Claim returns a claim by the name of its object.
 func (p *Planner) Claim(name string) (store.Record, bool) {
 	rec, ok := p.claims[name]
 	return rec, ok
-}
-
-// Tunnel says whether a block carries its node's tunnel address, and so cannot be given back while the node exists.
-func (p *Planner) Tunnel(name string) bool {
-	l, ok := p.blocks[name]
-	if !ok {
-		return false
-	}
-	var held []lease
-	for _, other := range p.blocks {
-		if other.node == l.node {
-			held = append(held, other)
-		}
-	}
-	addrs, _ := tunnels(held)
-	return slices.Contains(addrs, l.prefix.Addr())
 }

@@ -50,7 +50,10 @@ type Pools struct {
 	Ranges
 	claims map[string]Claim // by name
 	counts map[Kind]int
-	blocks map[netip.Prefix]string // block -> node
+	blocks map[netip.Prefix]string // block -> node, or fabricMembers
+	// singles are the addresses of cut blocks that fabric members hold.
+	singles map[netip.Addr]string
+	left    map[netip.Addr]departure
 	// freed says in which order blocks came back: the one that came back last is leased last, since nodes that have not
 	// heard of it yet still treat its addresses as the old pods'.
 	freed map[netip.Prefix]uint64
@@ -65,6 +68,7 @@ func New(r Ranges) *Pools {
 	return &Pools{
 		Ranges: r, claims: map[string]Claim{}, counts: map[Kind]int{},
 		blocks: map[netip.Prefix]string{}, freed: map[netip.Prefix]uint64{}, tried: map[string]int64{},
+		singles: map[netip.Addr]string{}, left: map[netip.Addr]departure{},
 	}
 }
 
@@ -389,7 +393,12 @@ func (p *Pools) Outside() []string {
 	for b, node := range p.blocks {
 		within := func(pods netip.Prefix) bool { return pods.Contains(b.Addr()) && pods.Contains(nodestate.LastOf(b)) }
 		if b.Bits() != p.BlockBits[family(b.Addr())] || !slices.ContainsFunc(p.Pods, within) {
-			out = append(out, fmt.Sprintf("block %s of node %s", b, node))
+			out = append(out, fmt.Sprintf("block %s of %s", b, holder(node)))
+		}
+	}
+	for a, member := range p.singles {
+		if !slices.ContainsFunc(p.Pods, func(pods netip.Prefix) bool { return pods.Contains(a) }) {
+			out = append(out, fmt.Sprintf("%s of member %s", a, member))
 		}
 	}
 	for _, c := range p.claims {

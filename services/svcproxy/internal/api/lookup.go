@@ -67,6 +67,20 @@ func questionOf(req *svcproxyv1.LookupRequest) (lb.Question, error) {
 		add("protocol", req.GetProtocol(), "must be TCP, UDP or SCTP")
 	}
 	q.Protocol = protocol
+	switch req.GetClient() {
+	case svcproxyv1.LookupRequest_CLIENT_UNSPECIFIED, svcproxyv1.LookupRequest_CLIENT_INSIDE:
+	case svcproxyv1.LookupRequest_CLIENT_OUTSIDE:
+		q.Client = lb.Outside
+	default:
+		add("client", req.GetClient().String(), "must be inside or outside")
+	}
+	if text := req.GetClientAddress(); text != "" {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			add("client_address", text, "must be an IPv4 or IPv6 address")
+		}
+		q.Source = a.Unmap().WithZone("")
+	}
 	if req.GetPort() > 65535 {
 		add("port", fmt.Sprint(req.GetPort()), "must be between 1 and 65535, inclusive, or 0 for a Service's only port")
 	}
@@ -97,7 +111,10 @@ func questionOf(req *svcproxyv1.LookupRequest) (lb.Question, error) {
 func responseOf(a lb.Answer, at store.Revision) *svcproxyv1.LookupResponse {
 	resp := &svcproxyv1.LookupResponse{
 		Match: matchOf(a.Match), Namespace: a.Service.Namespace, Service: a.Service.Name, PortName: a.Port,
-		Reason: a.Reason, Revision: int64(at),
+		Reason: a.Reason, Revision: int64(at), Outcome: outcomeOf(a.Outcome), Node: a.Node,
+	}
+	if a.Dial.IsValid() {
+		resp.Address, resp.Port = a.Dial.Addr().String(), uint32(a.Dial.Port())
 	}
 	if a.ClusterIP.IsValid() {
 		resp.ClusterIp = a.ClusterIP.String()
@@ -126,4 +143,20 @@ func matchOf(m lb.Match) svcproxyv1.LookupResponse_Match {
 		return svcproxyv1.LookupResponse_MATCH_HEADLESS
 	}
 	return svcproxyv1.LookupResponse_MATCH_UNSPECIFIED
+}
+
+func outcomeOf(o lb.Outcome) svcproxyv1.LookupResponse_Outcome {
+	switch o {
+	case lb.Unchanged:
+		return svcproxyv1.LookupResponse_OUTCOME_UNCHANGED
+	case lb.Served:
+		return svcproxyv1.LookupResponse_OUTCOME_SERVED
+	case lb.Refused:
+		return svcproxyv1.LookupResponse_OUTCOME_REFUSED
+	case lb.Dropped:
+		return svcproxyv1.LookupResponse_OUTCOME_DROPPED
+	case lb.Unrouted:
+		return svcproxyv1.LookupResponse_OUTCOME_UNROUTED
+	}
+	return svcproxyv1.LookupResponse_OUTCOME_UNSPECIFIED
 }

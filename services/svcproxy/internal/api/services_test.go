@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -301,12 +302,12 @@ func TestLookup(t *testing.T) {
 		{"cluster address", "10.96.1.1", "", 80, "", svcproxyv1.LookupResponse_MATCH_CLUSTER_IP, 1, "1 of 1 endpoints of default/web"},
 		{"name", "web.default.svc.cluster.local", "", 0, "node-2", svcproxyv1.LookupResponse_MATCH_CLUSTER_IP, 1, "1 of 1 endpoints of default/web"},
 		{"bare name", "web", "default", 80, "", svcproxyv1.LookupResponse_MATCH_CLUSTER_IP, 1, "1 of 1 endpoints of default/web"},
-		{"balancer", "198.51.100.1", "", 80, "node-2", svcproxyv1.LookupResponse_MATCH_LOAD_BALANCER, 0,
-			"externalTrafficPolicy is Local: 0 of 1 endpoints of default/web, those on node-2; a client within the cluster reaches all"},
+		{"balancer", "198.51.100.1", "", 80, "node-2", svcproxyv1.LookupResponse_MATCH_LOAD_BALANCER, 1,
+			"1 of 1 endpoints of default/web; externalTrafficPolicy Local is for clients outside only"},
 		{"external", "203.0.113.250", "", 80, "node-1", svcproxyv1.LookupResponse_MATCH_EXTERNAL_IP, 1,
-			"externalTrafficPolicy is Local: 1 of 1 endpoints of default/web, those on node-1; a client within the cluster reaches all"},
-		{"node port", "172.30.0.2", "", 31001, "", svcproxyv1.LookupResponse_MATCH_NODE_PORT, 1,
-			"externalTrafficPolicy is Local: 1 of 1 endpoints of default/web, those on node-1; a client within the cluster reaches all"},
+			"1 of 1 endpoints of default/web; externalTrafficPolicy Local is for clients outside only"},
+		{"node port", "172.30.0.3", "", 31001, "", svcproxyv1.LookupResponse_MATCH_NODE_PORT, 1,
+			"1 of 1 endpoints of default/web; externalTrafficPolicy Local is for clients outside only"},
 		{"no node port", "172.30.0.2", "", 31009, "", svcproxyv1.LookupResponse_MATCH_NONE, 0, "172.30.0.2 is Node node-1, and TCP 31009 is no node port of a Service"},
 		{"another port", "10.96.1.1", "", 81, "", svcproxyv1.LookupResponse_MATCH_NONE, 0, "10.96.1.1 belongs to Service default/web, which has no TCP port 81: refused"},
 		{"nobody's", "192.0.2.1", "", 80, "", svcproxyv1.LookupResponse_MATCH_NONE, 0, "192.0.2.1 is no address of a Service"},
@@ -343,6 +344,104 @@ func TestLookup(t *testing.T) {
 	} {
 		if _, err := lookups.Lookup(b.Ctx(), c.req); !errs.Is(err, c.kind) {
 			t.Errorf("%v: %v", c.req, err)
+		}
+	}
+}
+
+// TestLookupOfAClientOutside: it reaches the addresses that are for it, as the traffic policy and the source ranges have it.
+func TestLookupOfAClientOutside(t *testing.T) {
+	b := proxytest.New(t)
+	b.IPAM.Balancers = true
+	b.Node("node-1", "True", "172.30.0.2")
+	b.Node("node-2", "True", "172.30.0.3")
+	b.Pod("a", "web", "10.244.0.1")
+	b.Apply("web", `{type: LoadBalancer, externalTrafficPolicy: Local, loadBalancerSourceRanges: [192.0.2.0/24], externalIPs: [203.0.113.250], selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}`)
+	b.Apply("inner", `{selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}`)
+	b.Apply("ported", `{type: NodePort, externalTrafficPolicy: Local, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}`)
+	b.Apply("external", `{externalIPs: [203.0.113.251], selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}`)
+	b.Apply("spread", `{type: NodePort, selector: {app: none}, ports: [{port: 80}]}`)
+	b.Apply("head", `{clusterIP: None, selector: {app: none}, ports: [{port: 80}]}`)
+	lookups := api.NewLookups(b, b.Planner)
+	address := func(name string, of func(*objectv1.Service) string) string { return of(b.Get(name)) }
+	cluster := func(o *objectv1.Service) string { return o.GetSpec().GetClusterIps()[0] }
+	port := func(name string) uint32 { return uint32(b.Get(name).GetSpec().GetPorts()[0].GetNodePort()) }
+	balancer := b.Get("web").GetStatus().GetLoadBalancer().GetIngress()[0].GetIp()
+	const outside = svcproxyv1.LookupRequest_CLIENT_OUTSIDE
+	for _, c := range []struct {
+		name    string
+		req     *svcproxyv1.LookupRequest
+		match   svcproxyv1.LookupResponse_Match
+		outcome svcproxyv1.LookupResponse_Outcome
+		node    string
+		dial    string
+		reason  string
+	}{
+		{"balancer, by the node that announces it",
+			&svcproxyv1.LookupRequest{Destination: balancer, Port: 80, ClientAddress: "192.0.2.7"},
+			svcproxyv1.LookupResponse_MATCH_LOAD_BALANCER, svcproxyv1.LookupResponse_OUTCOME_SERVED, "node-1", "",
+			"externalTrafficPolicy is Local: 1 of 1 endpoints of default/web, those on node-1"},
+		{"balancer, by the name",
+			&svcproxyv1.LookupRequest{Destination: "web.default", Port: 80, ClientAddress: "192.0.2.7"},
+			svcproxyv1.LookupResponse_MATCH_LOAD_BALANCER, svcproxyv1.LookupResponse_OUTCOME_SERVED, "node-1", balancer + ":80",
+			"externalTrafficPolicy is Local: 1 of 1 endpoints of default/web, those on node-1"},
+		{"another source", &svcproxyv1.LookupRequest{Destination: balancer, Port: 80, ClientAddress: "198.51.100.7"},
+			svcproxyv1.LookupResponse_MATCH_LOAD_BALANCER, svcproxyv1.LookupResponse_OUTCOME_DROPPED, "node-1", "",
+			"198.51.100.7 is in none of the source ranges of default/web: dropped"},
+		{"a source that is not known", &svcproxyv1.LookupRequest{Destination: balancer, Port: 80},
+			svcproxyv1.LookupResponse_MATCH_LOAD_BALANCER, svcproxyv1.LookupResponse_OUTCOME_SERVED, "node-1", "",
+			"externalTrafficPolicy is Local: 1 of 1 endpoints of default/web, those on node-1"},
+		{"external", &svcproxyv1.LookupRequest{Destination: "203.0.113.250", Port: 80, Node: "node-2", ClientAddress: "198.51.100.7"},
+			svcproxyv1.LookupResponse_MATCH_EXTERNAL_IP, svcproxyv1.LookupResponse_OUTCOME_DROPPED, "node-2", "",
+			"externalTrafficPolicy is Local: 0 of 1 endpoints of default/web, those on node-2: dropped"},
+		{"external, by the name", &svcproxyv1.LookupRequest{Destination: "external.default"},
+			svcproxyv1.LookupResponse_MATCH_EXTERNAL_IP, svcproxyv1.LookupResponse_OUTCOME_SERVED, "", "203.0.113.251:80",
+			"1 of 1 endpoints of default/external"},
+		{"node port without an endpoint", &svcproxyv1.LookupRequest{Destination: "172.30.0.3", Port: port("ported")},
+			svcproxyv1.LookupResponse_MATCH_NODE_PORT, svcproxyv1.LookupResponse_OUTCOME_DROPPED, "node-2", "",
+			"externalTrafficPolicy is Local: 0 of 1 endpoints of default/ported, those on node-2: dropped"},
+		{"node port, by the name", &svcproxyv1.LookupRequest{Destination: "ported.default"},
+			svcproxyv1.LookupResponse_MATCH_NODE_PORT, svcproxyv1.LookupResponse_OUTCOME_SERVED, "node-1",
+			fmt.Sprintf("172.30.0.2:%d", port("ported")), "externalTrafficPolicy is Local: 1 of 1 endpoints of default/ported, those on node-1"},
+		{"no endpoints", &svcproxyv1.LookupRequest{Destination: "spread.default"},
+			svcproxyv1.LookupResponse_MATCH_NODE_PORT, svcproxyv1.LookupResponse_OUTCOME_REFUSED, "node-1",
+			fmt.Sprintf("172.30.0.2:%d", port("spread")), "Service default/spread has no endpoint that takes connections: refused"},
+		{"no door", &svcproxyv1.LookupRequest{Destination: "inner.default"},
+			svcproxyv1.LookupResponse_MATCH_CLUSTER_IP, svcproxyv1.LookupResponse_OUTCOME_UNROUTED, "", "",
+			"Service default/inner has neither a load balancer or external address nor a node port for clients outside, and its cluster address is not routed from outside"},
+		{"cluster address", &svcproxyv1.LookupRequest{Destination: address("inner", cluster), Port: 80},
+			svcproxyv1.LookupResponse_MATCH_CLUSTER_IP, svcproxyv1.LookupResponse_OUTCOME_UNROUTED, "", "",
+			"a cluster address of default/inner is not routed from outside"},
+		{"cluster address, routed to a node", &svcproxyv1.LookupRequest{Destination: address("inner", cluster), Port: 80, Node: "node-2"},
+			svcproxyv1.LookupResponse_MATCH_CLUSTER_IP, svcproxyv1.LookupResponse_OUTCOME_SERVED, "node-2", "",
+			"1 of 1 endpoints of default/inner"},
+		{"headless", &svcproxyv1.LookupRequest{Destination: "head.default"},
+			svcproxyv1.LookupResponse_MATCH_HEADLESS, svcproxyv1.LookupResponse_OUTCOME_REFUSED, "", "",
+			"a headless Service: no endpoint of default/head is ready, so the name resolves to nothing"},
+		{"nobody's", &svcproxyv1.LookupRequest{Destination: "192.0.2.1", Port: 80},
+			svcproxyv1.LookupResponse_MATCH_NONE, svcproxyv1.LookupResponse_OUTCOME_UNCHANGED, "", "", "192.0.2.1 is no address of a Service"},
+	} {
+		c.req.Client = outside
+		resp, err := lookups.Lookup(b.Ctx(), c.req)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		dial := ""
+		if resp.GetAddress() != "" {
+			dial = fmt.Sprintf("%s:%d", resp.GetAddress(), resp.GetPort())
+		}
+		if resp.GetMatch() != c.match || resp.GetOutcome() != c.outcome || resp.GetNode() != c.node || resp.GetReason() != c.reason || dial != c.dial {
+			t.Errorf("%s: %v", c.name, resp)
+		}
+		if (len(resp.GetBackends()) > 0) != (c.outcome == svcproxyv1.LookupResponse_OUTCOME_SERVED) {
+			t.Errorf("%s: backends %v", c.name, resp.GetBackends())
+		}
+	}
+	for _, req := range []*svcproxyv1.LookupRequest{
+		{Destination: "web.default", Client: 9}, {Destination: "web.default", ClientAddress: "outside"},
+	} {
+		if _, err := lookups.Lookup(b.Ctx(), req); !errs.Is(err, errs.Invalid) {
+			t.Errorf("%v: %v", req, err)
 		}
 	}
 }

@@ -14,6 +14,29 @@ func APIRef() Ref { return Ref{"default", "kubernetes"} }
 // DNSRef names the Service of cluster DNS.
 func DNSRef() Ref { return Ref{"kube-system", "kube-dns"} }
 
+// IngressRef names the Service of the ingress.
+func IngressRef() Ref { return Ref{"kube-system", "podwire-ingress"} }
+
+// ingressLabels are those of the ingress' Pods, which are fabric members.
+func ingressLabels() map[string]string {
+	return map[string]string{"app.kubernetes.io/name": "podwire-ingress"}
+}
+
+// IngressService is kube-system/podwire-ingress: the way in for HTTP, in every family that the cluster has.
+func IngressService() *objectv1.Service {
+	return &objectv1.Service{
+		ApiVersion: "v1", Kind: "Service",
+		Metadata: &objectv1.ObjectMeta{Namespace: IngressRef().Namespace, Name: IngressRef().Name, Labels: ingressLabels()},
+		Spec: &objectv1.ServiceSpec{
+			Type: ptr("LoadBalancer"), Selector: ingressLabels(), IpFamilyPolicy: ptr(preferDualStack),
+			Ports: []*objectv1.ServicePort{
+				{Name: "http", Protocol: ptr("TCP"), Port: 80, TargetPort: structpb.NewNumberValue(80)},
+				{Name: "https", Protocol: ptr("TCP"), Port: 443, TargetPort: structpb.NewNumberValue(443)},
+			},
+		},
+	}
+}
+
 // APIService is default/kubernetes: the cluster's API on the first address of the primary range. It has no selector,
 // and no endpoints until something serves that API.
 func APIService(first netip.Addr) *objectv1.Service {

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -25,6 +26,34 @@ const (
 	MatchHeadless
 )
 
+// Client is where a client is.
+type Client int
+
+// The clients.
+const (
+	// Inside is a pod or a node.
+	Inside Client = iota
+	// Outside is everybody else: without a node that it enters, cluster addresses lead nowhere.
+	Outside
+)
+
+// Outcome is what becomes of a connection.
+type Outcome int
+
+// The outcomes.
+const (
+	// Unchanged goes on as it is: the destination is no Service's.
+	Unchanged Outcome = iota + 1
+	// Served goes to one of the backends.
+	Served
+	// Refused is refused at once.
+	Refused
+	// Dropped is not answered.
+	Dropped
+	// Unrouted comes to no node.
+	Unrouted
+)
+
 // Question is a connection that somebody would open.
 type Question struct {
 	// Address is the destination; where it is not valid, Service is.
@@ -33,8 +62,12 @@ type Question struct {
 	// Port 0 is the Service's only port, where the destination is a Service's name.
 	Port     uint16
 	Protocol nodestate.Protocol
-	// Node is where the connection starts or, from outside, enters; empty: any.
-	Node string
+	// Node is where the connection starts or, from outside, enters; empty: any, and from outside the one that the
+	// destination leads to.
+	Node   string
+	Client Client
+	// Source is the client's address; not valid: not known, and source ranges are not held against it.
+	Source netip.Addr
 }
 
 // Answer is where it would go.
@@ -44,7 +77,12 @@ type Answer struct {
 	Port      string
 	ClusterIP netip.Addr
 	Backends  []Backend
-	Reason    string
+	Outcome   Outcome
+	// Node chooses among the endpoints; empty: any node.
+	Node string
+	// Dial is what the client has to dial, where it asked for a Service's name.
+	Dial   netip.AddrPort
+	Reason string
 }
 
 // Backend is one endpoint that may be chosen.
@@ -71,17 +109,87 @@ func (w *World) Lookup(q Question) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	a := Answer{Service: s.Ref, Port: port.Name}
+	a := Answer{Service: s.Ref, Port: port.Name, Node: q.Node}
 	switch {
 	case s.Type == TypeExternalName:
-		a.Match, a.Reason = MatchNone, "an ExternalName Service is a name only: it resolves to spec.externalName"
+		a.Match, a.Outcome, a.Reason = MatchNone, Refused, "an ExternalName Service is a name only: it resolves to spec.externalName"
 	case s.Headless:
-		a.Match, a.Reason = MatchHeadless, "a headless Service: the name resolves to the endpoints themselves"
-		a.Backends = w.resolved(s, port)
+		a.Match, a.Outcome, a.Reason = MatchHeadless, Served, "a headless Service: the name resolves to the endpoints themselves"
+		if a.Backends = w.resolved(s, port); len(a.Backends) == 0 {
+			a.Outcome, a.Reason = Refused, fmt.Sprintf("a headless Service: no endpoint of %s is ready, so the name resolves to nothing", s.Ref)
+		}
+	case q.Client == Outside:
+		w.enter(&a, s, port, q)
 	default:
 		w.choose(&a, s, port, MatchClusterIP, q)
+		if len(s.ClusterIPs) > 0 {
+			a.Dial = netip.AddrPortFrom(s.ClusterIPs[0], port.Number)
+		}
 	}
 	return a, nil
+}
+
+// enter answers for a client outside that has a Service's name only: the way in is its load balancer address, else an
+// external one, else a node port.
+func (w *World) enter(a *Answer, s *serviceState, port Port, q Question) {
+	fits := func(list []netip.Addr) (netip.Addr, bool) {
+		for _, addr := range list {
+			if !q.Source.IsValid() || FamilyOf(addr) == FamilyOf(q.Source) {
+				return addr, true
+			}
+		}
+		return netip.Addr{}, false
+	}
+	door := func(match Match, addr netip.Addr, number uint16) {
+		q.Address, a.Dial = addr, netip.AddrPortFrom(addr, number)
+		w.choose(a, s, port, match, q)
+	}
+	if addr, ok := fits(s.Balancer); ok {
+		door(MatchBalancer, addr, port.Number)
+		return
+	}
+	if addr, ok := fits(s.Externals); ok {
+		door(MatchExternal, addr, port.Number)
+		return
+	}
+	if node, addr, ok := w.nodeFor(s, port, q, fits); ok {
+		q.Node = node
+		door(MatchNodePort, addr, port.NodePort)
+		return
+	}
+	q.Node = ""
+	w.choose(a, s, port, MatchClusterIP, q)
+	a.Reason = fmt.Sprintf("Service %s has neither a load balancer or external address nor a node port for clients outside, "+
+		"and its cluster address is not routed from outside", s.Ref)
+}
+
+// nodeFor is the Node whose address a client outside would dial for a node port: that of the question or, where the policy
+// is Local, the first one with an endpoint, else the first one.
+func (w *World) nodeFor(
+	s *serviceState, port Port, q Question, fits func([]netip.Addr) (netip.Addr, bool),
+) (node string, addr netip.Addr, ok bool) {
+	if port.NodePort == 0 {
+		return "", netip.Addr{}, false
+	}
+	serves := map[string]bool{}
+	for _, e := range usable(w.merge(s)) {
+		serves[e.Node] = true
+	}
+	best := false
+	for _, name := range slices.Sorted(maps.Keys(w.nodes)) {
+		var family []netip.Addr
+		for _, at := range w.nodes[name].Addresses {
+			if slices.Contains(s.Families, FamilyOf(at)) {
+				family = append(family, at)
+			}
+		}
+		at, has := fits(family)
+		better := !ok || !best && serves[name] && s.ExternalPolicy == nodestate.LocalityLocal
+		if has && better && (q.Node == "" || q.Node == name) {
+			node, addr, ok, best = name, at, true, serves[name]
+		}
+	}
+	return node, addr, ok
 }
 
 func (s *Service) portFor(q Question) (Port, error) {
@@ -133,18 +241,18 @@ func (w *World) lookupAddress(q Question) Answer {
 				w.choose(&a, s, p, match, q)
 				return a
 			case onNode != "" && p.NodePort != 0 && p.NodePort == q.Port && slices.Contains(s.Families, FamilyOf(q.Address)):
-				if q.Node == "" {
-					q.Node = onNode
-				}
+				q.Node = or(q.Node, onNode)
 				w.choose(&a, s, p, MatchNodePort, q)
 				return a
 			}
 		}
 	}
-	a := Answer{Match: MatchNone, Reason: fmt.Sprintf("%s is no address of a Service", q.Address)}
+	a := Answer{
+		Match: MatchNone, Outcome: Unchanged, Node: q.Node, Reason: fmt.Sprintf("%s is no address of a Service", q.Address),
+	}
 	switch {
 	case known != Ref{}:
-		a.Service = known
+		a.Service, a.Outcome = known, Refused
 		a.Reason = fmt.Sprintf("%s belongs to Service %s, which has no %s port %d: refused", q.Address, known, q.Protocol, q.Port)
 	case onNode != "":
 		a.Reason = fmt.Sprintf("%s is Node %s, and %s %d is no node port of a Service", q.Address, onNode, q.Protocol, q.Port)
@@ -165,16 +273,24 @@ func (s *Service) match(a netip.Addr) Match {
 }
 
 // choose fills in the endpoints that a node chooses from: ready ones, or where there is none the ending ones that still
-// serve (KEP-1669); with policy Local only those of the node.
+// serve (KEP-1669); with policy Local only those of the node, where externalTrafficPolicy is one of clients outside.
 func (w *World) choose(a *Answer, s *serviceState, port Port, match Match, q Question) {
 	a.Match = match
 	if len(s.ClusterIPs) > 0 {
 		a.ClusterIP = s.ClusterIPs[0]
 	}
+	if q.Client == Outside && match == MatchBalancer && s.Ours {
+		q.Node = or(q.Node, s.Announcer)
+	}
+	a.Node = q.Node
+	if s.halt(a, match, q) {
+		return
+	}
 	field, policy := "internalTrafficPolicy", s.InternalPolicy
 	if match != MatchClusterIP {
 		field, policy = "externalTrafficPolicy", s.ExternalPolicy
 	}
+	narrowed := policy == nodestate.LocalityLocal && (match == MatchClusterIP || q.Client == Outside)
 	var all, local []nodestate.Endpoint
 	for _, e := range w.merge(s) {
 		if e.Port != port.Name || e.Protocol != port.Protocol || q.Address.IsValid() && FamilyOf(e.Address) != FamilyOf(q.Address) {
@@ -187,18 +303,24 @@ func (w *World) choose(a *Answer, s *serviceState, port Port, match Match, q Que
 	}
 	chosen := usable(all)
 	a.Reason = fmt.Sprintf("%d of %d endpoints of %s", len(chosen), len(all), s.Ref)
-	if policy == nodestate.LocalityLocal && q.Node != "" {
+	switch {
+	case narrowed && q.Node != "":
 		chosen = usable(local)
 		a.Reason = fmt.Sprintf("%s is Local: %d of %d endpoints of %s, those on %s", field, len(chosen), len(all), s.Ref, q.Node)
-		if match != MatchClusterIP {
-			a.Reason += "; a client within the cluster reaches all"
-		}
+	case policy == nodestate.LocalityLocal && !narrowed:
+		a.Reason += "; " + field + " Local is for clients outside only"
 	}
 	switch {
 	case len(all) == 0:
-		a.Reason = fmt.Sprintf("Service %s has no endpoint that takes connections: refused", s.Ref)
-	case len(chosen) > 0 && chosen[0].State == nodestate.EndpointTerminating:
-		a.Reason += "; none is ready, so those that are ending still serve"
+		a.Outcome, a.Reason = Refused, fmt.Sprintf("Service %s has no endpoint that takes connections: refused", s.Ref)
+	case len(chosen) == 0:
+		a.Outcome = Dropped
+		a.Reason += ": dropped"
+	default:
+		a.Outcome = Served
+		if chosen[0].State == nodestate.EndpointTerminating {
+			a.Reason += "; none is ready, so those that are ending still serve"
+		}
 	}
 	pods := w.podsByAddress(s)
 	for _, e := range chosen {
@@ -207,6 +329,29 @@ func (w *World) choose(a *Answer, s *serviceState, port Port, match Match, q Que
 			Ready: e.State == nodestate.EndpointReady, Terminating: e.State == nodestate.EndpointTerminating,
 		})
 	}
+}
+
+// halt says whether the connection ends before any endpoint is chosen, and why.
+func (s *serviceState) halt(a *Answer, match Match, q Question) bool {
+	switch {
+	case q.Client == Outside && q.Node == "" && match == MatchClusterIP:
+		a.Outcome = Unrouted
+		a.Reason = fmt.Sprintf("a cluster address of %s is not routed from outside", s.Ref)
+	case match == MatchBalancer && s.Limited && q.Source.IsValid() &&
+		!slices.ContainsFunc(s.Sources, func(p netip.Prefix) bool { return p.Contains(q.Source) }):
+		a.Outcome = Dropped
+		a.Reason = fmt.Sprintf("%s is in none of the source ranges of %s: dropped", q.Source, s.Ref)
+	default:
+		return false
+	}
+	return true
+}
+
+func or(text, otherwise string) string {
+	if text == "" {
+		return otherwise
+	}
+	return text
 }
 
 // usable are the ready endpoints or, where there is none, the ending ones.

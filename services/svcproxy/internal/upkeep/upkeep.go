@@ -105,7 +105,7 @@ func (u *Upkeep) Give(ctx context.Context) error {
 	}
 	var missing []lb.Ref
 	if err := u.Asker.Do(ctx, func(store.Revision) {
-		for _, ref := range []lb.Ref{lb.APIRef(), lb.DNSRef()} {
+		for _, ref := range []lb.Ref{lb.APIRef(), lb.DNSRef(), lb.IngressRef()} {
 			if exists, possible := u.Planner.Has(ref); possible && !exists {
 				missing = append(missing, ref)
 			}
@@ -114,13 +114,18 @@ func (u *Upkeep) Give(ctx context.Context) error {
 		return err
 	}
 	for _, ref := range missing {
-		o := lb.DNSService(u.DNS)
-		if ref == lb.APIRef() {
+		var o *objectv1.Service
+		switch ref {
+		case lb.APIRef():
 			first, err := u.firstAddress(ctx)
 			if err != nil {
 				return err
 			}
 			o = lb.APIService(first)
+		case lb.DNSRef():
+			o = lb.DNSService(u.DNS)
+		default:
+			o = lb.IngressService()
 		}
 		switch err := u.Services.Ensure(ctx, o); {
 		case errs.Is(err, errs.Exists): // the World will show it

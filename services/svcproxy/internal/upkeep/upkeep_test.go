@@ -42,13 +42,22 @@ func TestGive(t *testing.T) {
 		}
 		b.Settle()
 	}
-	want := []string{"kube-dns service 10.96.0.10", "kube-dns service fd00:10:96::a", "kubernetes service 10.96.0.1"}
+	want := []string{
+		"kube-dns service 10.96.0.10", "kube-dns service fd00:10:96::a", "kubernetes service 10.96.0.1",
+		"podwire-ingress node-port 31001", "podwire-ingress node-port 31002",
+		"podwire-ingress service 10.96.1.1", "podwire-ingress service fd00:10:96::101",
+	}
 	if got := b.Claims(); !slices.Equal(got, want) {
 		t.Errorf("claims %q", got)
 	}
 	dns, err := b.Services.Get(t.Context(), &svcproxyv1.ServiceServiceGetRequest{Namespace: "kube-system", Name: "kube-dns"})
 	if err != nil || dns.GetObject().GetSpec().GetIpFamilyPolicy() != "PreferDualStack" || len(dns.GetObject().GetSpec().GetPorts()) != 2 {
 		t.Errorf("%v %v", dns, err)
+	}
+	in, err := b.Services.Get(t.Context(), &svcproxyv1.ServiceServiceGetRequest{Namespace: "kube-system", Name: "podwire-ingress"})
+	if spec := in.GetObject().GetSpec(); err != nil || spec.GetType() != "LoadBalancer" || spec.GetSelector()["app.kubernetes.io/name"] != "podwire-ingress" ||
+		len(spec.GetPorts()) != 2 || spec.GetPorts()[0].GetPort() != 80 || spec.GetPorts()[1].GetPort() != 443 {
+		t.Errorf("%v %v", in, err)
 	}
 	api := b.Get("kubernetes")
 	if p := api.GetSpec().GetPorts(); len(api.GetSpec().GetSelector()) > 0 || len(p) != 1 || p[0].GetName() != "https" || p[0].GetPort() != 443 {
