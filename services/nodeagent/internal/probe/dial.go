@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -134,39 +133,6 @@ func tryUDP(ctx context.Context, o options) result {
 	}
 	note := fmt.Sprintf("%s from %s in %s", conn.RemoteAddr(), conn.LocalAddr(), time.Since(begin).Round(10*time.Microsecond))
 	return result{Reached, strings.TrimRight(string(buf[:n]), "\r\n"), note}
-}
-
-func tryHTTP(ctx context.Context, o options) result {
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
-	defer cancel()
-	url := o.target
-	if !strings.Contains(url, "://") {
-		url = "http://" + url
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return result{NotTried, "", err.Error()}
-	}
-	client := &http.Client{
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				return dial(ctx, o, network, address)
-			},
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return classify(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	note := "HTTP " + resp.Status
-	if err != nil {
-		note += ", body cut short: " + err.Error()
-	}
-	return result{Reached, strings.TrimRight(string(body), "\r\n"), note}
 }
 
 // hold keeps one connection and exchanges a line each interval. Exit codes: Reached if

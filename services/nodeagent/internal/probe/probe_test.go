@@ -15,8 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
-
 	"podwire.dev/services/nodeagent/internal/echo"
 	"podwire.dev/services/nodeagent/internal/runtime/podspec"
 )
@@ -102,64 +100,6 @@ func TestHold(t *testing.T) {
 	}()
 	if code, out, _ := run(t, "hold", l.Addr().String(), "--interval", "1ms", "--timeout", "100ms"); code == Reached || !strings.Contains(out, "exchanges=1") {
 		t.Errorf("a connection cut in silence: exit %d: %s", code, out)
-	}
-}
-
-// dnsServer answers over UDP from a table of "name type".
-func dnsServer(t *testing.T, answers map[string]dnsmessage.ResourceBody) netip.AddrPort {
-	t.Helper()
-	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	go func() {
-		buf := make([]byte, 2048)
-		for {
-			n, from, err := c.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			var m dnsmessage.Message
-			if m.Unpack(buf[:n]) != nil {
-				continue
-			}
-			q := m.Questions[0]
-			m.Response = true
-			if body, ok := answers[q.Name.String()+" "+q.Type.String()]; ok {
-				m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 5}, Body: body}}
-			} else {
-				m.RCode = dnsmessage.RCodeNameError
-			}
-			b, _ := m.Pack()
-			_, _ = c.WriteToUDPAddrPort(b, from)
-		}
-	}()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort()
-}
-
-func TestDNSAnswersAreRead(t *testing.T) {
-	server := dnsServer(t, map[string]dnsmessage.ResourceBody{"web.example. TypeA": &dnsmessage.AResource{A: [4]byte{10, 96, 0, 1}}})
-	for name, want := range map[string]string{"web.example.": "web.example. 5 A 10.96.0.1", "no.example.": "NXDOMAIN"} {
-		conn, err := net.Dial("udp", server.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		q := dnsmessage.Message{Header: dnsmessage.Header{ID: 7}, Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
-		wire, _ := q.Pack()
-		msg, err := converse(conn, "udp", wire, q)
-		conn.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r := read(msg, server.Addr(), name, dnsmessage.TypeA); !strings.Contains(r.text+r.note, want) {
-			t.Errorf("%s: %+v", name, r)
-		}
-	}
-	for addr, want := range map[string]string{"10.96.0.1": "1.0.96.10.in-addr.arpa.", "::1": "1." + strings.Repeat("0.", 31) + "ip6.arpa."} {
-		if got := reverseName(netip.MustParseAddr(addr)); got != want {
-			t.Errorf("%s: %s", addr, got)
-		}
 	}
 }
 

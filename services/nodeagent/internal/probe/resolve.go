@@ -15,10 +15,25 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
-	"podwire.dev/services/nodeagent/internal/runtime/podfiles"
+	"podwire.dev/internal/resolvconf"
 )
 
-const resolvConf = "/etc/resolv.conf"
+const (
+	resolvConf = "/etc/resolv.conf"
+	dnsPort    = 53
+)
+
+// parseServer reads an address with an optional port.
+func parseServer(text string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.AddrPortFrom(a, dnsPort), nil
+	}
+	a, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return a, fmt.Errorf("--server %q: want an address, or one with a port", text)
+	}
+	return a, nil
+}
 
 // recordTypes are those that resolve can ask for and print.
 var recordTypes = map[string]dnsmessage.Type{
@@ -28,16 +43,20 @@ var recordTypes = map[string]dnsmessage.Type{
 
 // tryResolve asks as a C library would: search list, ndots, the servers in turn.
 func tryResolve(ctx context.Context, o options) result {
-	text, err := os.ReadFile(resolvConf)
+	text, err := os.ReadFile(o.conf)
 	if err != nil {
 		return result{NotTried, "", err.Error()}
 	}
-	conf := podfiles.ParseResolvConf(string(text))
-	if o.server.IsValid() {
-		conf.Nameservers = []netip.Addr{o.server}
+	conf := resolvconf.Parse(string(text))
+	var servers []netip.AddrPort
+	for _, a := range conf.Nameservers {
+		servers = append(servers, netip.AddrPortFrom(a, dnsPort))
 	}
-	if len(conf.Nameservers) == 0 {
-		return result{NotTried, "", resolvConf + " names no server; use --server"}
+	if o.server.IsValid() {
+		servers = []netip.AddrPort{o.server}
+	}
+	if len(servers) == 0 {
+		return result{NotTried, "", o.conf + " names no server; use --server"}
 	}
 	name, types := o.target, []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA}
 	if a, err := netip.ParseAddr(name); err == nil && (o.kind == "" || o.kind == "PTR") {
@@ -49,18 +68,27 @@ func tryResolve(ctx context.Context, o options) result {
 		}
 		types = []dnsmessage.Type{t}
 	}
-	var r result
+	var r, empty result
 	for _, candidate := range conf.Candidates(name) {
-		r = askAll(ctx, o, conf.Nameservers, candidate, types)
+		r = askAll(ctx, o, servers, candidate, types)
 		if r.code != Refused {
 			return r
 		}
+		if strings.HasSuffix(r.note, noData) && empty.note == "" {
+			empty = r
+		}
+	}
+	if empty.note != "" { // that one of the names exists says more than that the others do not
+		return empty
 	}
 	return r
 }
 
+// noData ends the note of an answer without records: the name exists.
+const noData = ": NODATA"
+
 // askAll asks for every type of one name and puts the answers together.
-func askAll(ctx context.Context, o options, servers []netip.Addr, name string, types []dnsmessage.Type) result {
+func askAll(ctx context.Context, o options, servers []netip.AddrPort, name string, types []dnsmessage.Type) result {
 	all := result{code: Refused}
 	for _, t := range types {
 		r := askServers(ctx, o, servers, name, t)
@@ -78,13 +106,13 @@ func askAll(ctx context.Context, o options, servers []netip.Addr, name string, t
 }
 
 // askServers asks the servers in turn until one gives an answer to keep.
-func askServers(ctx context.Context, o options, servers []netip.Addr, name string, t dnsmessage.Type) result {
+func askServers(ctx context.Context, o options, servers []netip.AddrPort, name string, t dnsmessage.Type) result {
 	var r result
 	for _, server := range servers {
 		msg, err := ask(ctx, o, server, name, t)
 		if err != nil {
 			r = classify(err)
-			r.note = fmt.Sprintf("%s: %s", server, r.note)
+			r.note = fmt.Sprintf("%s: %s", server.Addr(), r.note)
 			continue
 		}
 		r = read(msg, server, name, t)
@@ -96,23 +124,25 @@ func askServers(ctx context.Context, o options, servers []netip.Addr, name strin
 }
 
 // read puts a DNS answer into words; an empty one is a refusal.
-func read(msg dnsmessage.Message, server netip.Addr, name string, t dnsmessage.Type) result {
+func read(msg dnsmessage.Message, server netip.AddrPort, name string, t dnsmessage.Type) result {
 	kind := strings.TrimPrefix(t.String(), "Type")
 	if msg.RCode != dnsmessage.RCodeSuccess {
 		code := strings.TrimPrefix(msg.RCode.String(), "RCode")
 		if msg.RCode == dnsmessage.RCodeNameError {
 			code = "NXDOMAIN"
 		}
-		return result{Refused, "", fmt.Sprintf("%s: %s %s: %s", server, name, kind, code)}
+		return result{Refused, "", fmt.Sprintf("%s: %s %s: %s", server.Addr(), name, kind, code)}
 	}
 	var lines []string
+	found := false
 	for _, a := range msg.Answers {
+		found = found || a.Header.Type == t
 		lines = append(lines, fmt.Sprintf("%s %d %s %s", a.Header.Name, a.Header.TTL, strings.TrimPrefix(a.Header.Type.String(), "Type"), recordText(a.Body)))
 	}
-	if len(lines) == 0 {
-		return result{Refused, "", fmt.Sprintf("%s: %s %s: no data", server, name, kind)}
+	if !found { // aliases alone lead to nothing
+		return result{Refused, "", fmt.Sprintf("%s: %s %s", server.Addr(), name, kind) + noData}
 	}
-	return result{Reached, strings.Join(lines, "\n"), "answered by " + server.String()}
+	return result{Reached, strings.Join(lines, "\n"), "answered by " + server.Addr().String()}
 }
 
 func recordText(body dnsmessage.ResourceBody) string {
@@ -159,7 +189,7 @@ func reverseName(a netip.Addr) string {
 }
 
 // ask sends one question to one server, over UDP and, if the answer was cut, TCP.
-func ask(ctx context.Context, o options, server netip.Addr, name string, t dnsmessage.Type) (dnsmessage.Message, error) {
+func ask(ctx context.Context, o options, server netip.AddrPort, name string, t dnsmessage.Type) (dnsmessage.Message, error) {
 	n, err := dnsmessage.NewName(name)
 	if err != nil {
 		return dnsmessage.Message{}, fmt.Errorf("name %q: %w", name, err)
@@ -176,7 +206,7 @@ func ask(ctx context.Context, o options, server netip.Addr, name string, t dnsme
 	defer cancel()
 	deadline := time.Now().Add(o.timeout)
 	for _, network := range []string{"udp", "tcp"} {
-		conn, err := dial(ctx, o, network, net.JoinHostPort(server.String(), "53"))
+		conn, err := dial(ctx, o, network, server.String())
 		if err != nil {
 			return dnsmessage.Message{}, err
 		}

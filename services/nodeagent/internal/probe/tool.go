@@ -40,15 +40,22 @@ const usage = `usage:
   probe udp  HOST:PORT   [options]   send one datagram, print the answer
   probe http URL         [options]   GET, print the body
   probe hold HOST:PORT   [options]   keep one TCP connection, exchange a line each interval
-  probe resolve NAME [TYPE] [options]   ask the servers of /etc/resolv.conf (A and AAAA)
+  probe resolve NAME [TYPE] [options]   ask the servers of /etc/resolv.conf by its search list (A and AAAA)
 options:
   --timeout 2s     how long to wait for an answer
   --from ADDR      source address, also one that is not this host's
   --count N        attempts, one line each, then a summary (1)
   --interval D     between attempts (200ms)
   --for D          hold: how long; 0 is until interrupted (10s)
-  --server ADDR    resolve: ask this server
+  --type TYPE      resolve: A, AAAA, CNAME, SRV, PTR, TXT, NS, MX or SOA; the same as the word TYPE
+  --server ADDR    resolve: ask this server, on port 53 or as ADDR:PORT
+  --host NAME      http: the Host header, and the name that TLS asks for
+  --ca FILE        http: trust the certificates of this file only
+  --insecure       http: trust every certificate
+  --headers        http: print the status line and the header, too
+  --keep-alive     http: with --count, use connections again
 exit status: 0 reached, 1 refused, 2 timed out, 3 not tried, 64 usage
+resolve refuses with NXDOMAIN (no such name), NODATA (the name has no such record) or the server's own code
 `
 
 // options are the command line, parsed.
@@ -61,12 +68,15 @@ type options struct {
 	count    int
 	interval time.Duration
 	hold     time.Duration
-	server   netip.Addr
+	server   netip.AddrPort
+	// conf is the resolver configuration that resolve reads.
+	conf string
+	web  webOptions
 }
 
 // parse reads the command line; options may stand anywhere.
 func parse(args []string) (options, error) {
-	var o options
+	o := options{conf: resolvConf}
 	fs := flag.NewFlagSet("probe", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.DurationVar(&o.timeout, "timeout", 2*time.Second, "")
@@ -74,7 +84,13 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&o.count, "count", 1, "")
 	fs.DurationVar(&o.interval, "interval", 200*time.Millisecond, "")
 	fs.DurationVar(&o.hold, "for", 10*time.Second, "")
-	fs.TextVar(&o.server, "server", netip.Addr{}, "")
+	fs.StringVar(&o.kind, "type", "", "")
+	server := fs.String("server", "", "")
+	fs.StringVar(&o.web.host, "host", "", "")
+	fs.StringVar(&o.web.ca, "ca", "", "")
+	fs.BoolVar(&o.web.insecure, "insecure", false, "")
+	fs.BoolVar(&o.web.headers, "headers", false, "")
+	fs.BoolVar(&o.web.keep, "keep-alive", false, "")
 	var words []string
 	for len(args) > 0 {
 		if err := fs.Parse(args); err != nil {
@@ -91,10 +107,17 @@ func parse(args []string) (options, error) {
 	}
 	o.command, o.target = words[0], words[1]
 	switch {
-	case o.command == "resolve" && len(words) == 3:
-		o.kind = strings.ToUpper(words[2])
+	case o.command == "resolve" && len(words) == 3 && o.kind == "":
+		o.kind = words[2]
 	case len(words) > 2:
 		return o, fmt.Errorf("unexpected %q", words[2])
+	}
+	o.kind = strings.ToUpper(o.kind)
+	if *server != "" {
+		var err error
+		if o.server, err = parseServer(*server); err != nil {
+			return o, err
+		}
 	}
 	if o.timeout <= 0 || o.count < 1 || o.interval < 0 || o.hold < 0 {
 		return o, errors.New("--timeout and --count must be positive, --interval and --for not negative")
@@ -121,7 +144,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return Reached
 	}
 	attempts := map[string]func(context.Context, options) result{
-		"tcp": tryTCP, "udp": tryUDP, "http": tryHTTP, "resolve": tryResolve,
+		"tcp": tryTCP, "udp": tryUDP, "http": newHTTP(o), "resolve": tryResolve,
 	}
 	attempt := attempts[o.command]
 	if err == nil && attempt == nil && o.command != "hold" {

@@ -97,9 +97,14 @@ type PodState struct {
 	// StartedAt is when the sandbox was made.
 	StartedAt time.Time
 	// Reason and Message say why the Pod cannot start at all; empty if it can.
-	Reason, Message  string
+	Reason, Message string
+	// Ended says why the node ended the Pod for good, whatever became of its containers; empty if it did not.
+	Ended            Ending
 	Init, Containers []ContainerState
 }
+
+// Ending is why a node ended a Pod that nobody deleted: a word for programs, and a sentence.
+type Ending struct{ Reason, Message string }
 
 // Phase is the state of one container.
 type Phase int

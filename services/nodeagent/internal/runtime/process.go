@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/resolvconf"
 	"podwire.dev/services/nodeagent/internal/runtime/podfiles"
 	"podwire.dev/services/nodeagent/internal/runtime/podspec"
 	"podwire.dev/services/nodeagent/internal/shim"
@@ -294,7 +295,7 @@ func (d *Process) hostname(spec podspec.Pod) (string, error) {
 }
 
 // nodeResolver reads the node's resolver configuration; none is an empty one.
-func (d *Process) nodeResolver() (podfiles.ResolvConf, error) {
+func (d *Process) nodeResolver() (resolvconf.Conf, error) {
 	paths := []string{d.cfg.ResolvConf}
 	if d.cfg.ResolvConf == "" {
 		// With systemd-resolved /etc/resolv.conf names a stub on the node's loopback, which
@@ -304,13 +305,13 @@ func (d *Process) nodeResolver() (podfiles.ResolvConf, error) {
 	for _, path := range paths {
 		b, err := os.ReadFile(path)
 		if err == nil {
-			return podfiles.ParseResolvConf(string(b)), nil
+			return resolvconf.Parse(string(b)), nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return podfiles.ResolvConf{}, err
+			return resolvconf.Conf{}, err
 		}
 	}
-	return podfiles.ResolvConf{}, nil
+	return resolvconf.Conf{}, nil
 }
 
 // Stop ends the Pod's containers; see Driver.

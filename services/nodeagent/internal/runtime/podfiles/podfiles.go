@@ -10,9 +10,9 @@ package podfiles
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
+	"podwire.dev/internal/resolvconf"
 	"podwire.dev/services/nodeagent/internal/runtime/podspec"
 )
 
@@ -96,77 +96,13 @@ func writeAliases(b *strings.Builder, aliases []podspec.HostAlias) {
 	}
 }
 
-// Limits of a resolv.conf (Kubernetes, "DNS for Services and Pods", and the C library).
-const (
-	maxNameservers = 3
-	maxSearches    = 32
-	maxSearchBytes = 2048
-)
-
 // Cluster is what the node knows about the cluster's DNS.
-type Cluster struct {
-	// Domain is the cluster domain, without a final dot.
-	Domain string
-	// DNS are the addresses of kube-system/kube-dns.
-	DNS []netip.Addr
-}
+type Cluster = resolvconf.Cluster
 
 // Resolve is the Pod's resolv.conf by its dnsPolicy and dnsConfig. node is the node's.
-func Resolve(p podspec.Pod, cluster Cluster, node ResolvConf) ResolvConf {
-	var c ResolvConf
-	switch policy := p.DNS.Policy; {
-	case policy == "None":
-	case policy == "Default", len(cluster.DNS) == 0, policy == "ClusterFirst" && p.HostNetwork:
-		c = node
-	default:
-		svc := "svc." + cluster.Domain
-		c = ResolvConf{
-			Nameservers: cluster.DNS,
-			Searches:    append([]string{p.Namespace + "." + svc, svc, cluster.Domain}, node.Searches...),
-			Options:     []string{"ndots:5"},
-		}
-	}
-	c.Nameservers = unique(append(slices.Clone(c.Nameservers), p.DNS.Nameservers...))
-	c.Searches = unique(append(slices.Clone(c.Searches), p.DNS.Searches...))
-	c.Options = mergeOptions(c.Options, p.DNS.Options)
-	return c.limited()
-}
-
-func unique[T comparable](in []T) []T {
-	var out []T
-	for _, v := range in {
-		if !slices.Contains(out, v) {
-			out = append(out, v)
-		}
-	}
-	return out
-}
-
-// mergeOptions puts the Pod's options over the policy's of the same name.
-func mergeOptions(base, own []string) []string {
-	name := func(o string) string { n, _, _ := strings.Cut(o, ":"); return n }
-	out := slices.Clone(base)
-	for _, o := range own {
-		i := slices.IndexFunc(out, func(b string) bool { return name(b) == name(o) })
-		if i >= 0 {
-			out[i] = o
-		} else {
-			out = append(out, o)
-		}
-	}
-	return out
-}
-
-// limited drops what resolvers would not read, from the end.
-func (c ResolvConf) limited() ResolvConf {
-	if len(c.Nameservers) > maxNameservers {
-		c.Nameservers = c.Nameservers[:maxNameservers]
-	}
-	if len(c.Searches) > maxSearches {
-		c.Searches = c.Searches[:maxSearches]
-	}
-	for len(strings.Join(c.Searches, " ")) > maxSearchBytes {
-		c.Searches = c.Searches[:len(c.Searches)-1]
-	}
-	return c
+func Resolve(p podspec.Pod, cluster Cluster, node resolvconf.Conf) resolvconf.Conf {
+	return resolvconf.For(resolvconf.Pod{
+		Namespace: p.Namespace, HostNetwork: p.HostNetwork, Policy: p.DNS.Policy,
+		Nameservers: p.DNS.Nameservers, Searches: p.DNS.Searches, Options: p.DNS.Options,
+	}, cluster, node)
 }

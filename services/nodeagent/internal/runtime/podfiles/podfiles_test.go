@@ -3,10 +3,10 @@ package podfiles
 import (
 	"fmt"
 	"net/netip"
-	"reflect"
 	"strings"
 	"testing"
 
+	"podwire.dev/internal/resolvconf"
 	"podwire.dev/services/nodeagent/internal/runtime/podspec"
 )
 
@@ -55,7 +55,7 @@ func TestHostname(t *testing.T) {
 
 func TestResolve(t *testing.T) {
 	cluster := Cluster{Domain: "cluster.local", DNS: addrs("10.96.0.10", "fd00:10:96::a")}
-	host := ResolvConf{Nameservers: addrs("192.0.2.53"), Searches: []string{"corp.example"}, Options: []string{"rotate"}}
+	host := resolvconf.Conf{Nameservers: addrs("192.0.2.53"), Searches: []string{"corp.example"}, Options: []string{"rotate"}}
 	many := podspec.DNS{Policy: "None", Nameservers: addrs("1.1.1.1", "2.2.2.2", "1.1.1.1", "3.3.3.3", "4.4.4.4")}
 	for i := range 40 {
 		many.Searches = append(many.Searches, fmt.Sprintf("s%d.example", i))
@@ -79,36 +79,4 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%s: got\n%swant\n%s", name, got, c.want)
 		}
 	}
-}
-
-func TestParseAndCandidates(t *testing.T) {
-	c := ParseResolvConf("# x\nnameserver 10.0.0.1\nnameserver nonsense\nsearch a.example. .\nsearch ns.svc b.example.\noptions ndots:2 edns0\n; y\nnameserver fe80::1%eth0")
-	want := ResolvConf{Nameservers: addrs("10.0.0.1", "fe80::1%eth0"), Searches: []string{"ns.svc", "b.example"}, Options: []string{"ndots:2", "edns0"}}
-	if !reflect.DeepEqual(c, want) {
-		t.Errorf("%+v", c)
-	}
-	for name, want := range map[string]string{
-		"web":     "web.ns.svc. web.b.example. web.",
-		"a.b.c":   "a.b.c. a.b.c.ns.svc. a.b.c.b.example.",
-		"a.b.c.":  "a.b.c.",
-		"one.dot": "one.dot.ns.svc. one.dot.b.example. one.dot.",
-	} {
-		if got := strings.Join(c.Candidates(name), " "); got != want {
-			t.Errorf("%s: %s, want %s", name, got, want)
-		}
-	}
-}
-
-func FuzzParseResolvConf(f *testing.F) {
-	f.Add("nameserver 1.1.1.1\nsearch a b\noptions ndots:5\n")
-	f.Add("search .\nnameserver fe80::1%1\n;x\noptions ndots:-1")
-	f.Fuzz(func(t *testing.T, text string) {
-		once := ParseResolvConf(text)
-		if n := once.Ndots(); n < 0 || n > 15 {
-			t.Errorf("ndots %d", n)
-		}
-		if twice := ParseResolvConf(once.String()); !reflect.DeepEqual(once.String(), twice.String()) && !strings.Contains(once.String(), "..") && !strings.Contains(once.String(), "%") {
-			t.Errorf("%q: %q, then %q", text, once.String(), twice.String())
-		}
-	})
 }

@@ -32,6 +32,7 @@ func FromObject(o *objectv1.Pod) (Pod, error) {
 		HostNetwork:        s.GetHostNetwork(),
 		RestartPolicy:      RestartAlways,
 		GracePeriod:        DefaultGracePeriod,
+		ActiveDeadline:     seconds(s.GetActiveDeadlineSeconds()),
 		DNS:                DNS{Policy: "ClusterFirst"},
 	}
 	if s.GetHostnameOverride() != "" {

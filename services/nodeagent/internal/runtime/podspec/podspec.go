@@ -41,7 +41,9 @@ type Pod struct {
 	HostNetwork         bool
 	RestartPolicy       RestartPolicy
 	// GracePeriod is spec.terminationGracePeriodSeconds.
-	GracePeriod    time.Duration
+	GracePeriod time.Duration
+	// ActiveDeadline is spec.activeDeadlineSeconds; 0 for none.
+	ActiveDeadline time.Duration
 	DNS            DNS
 	HostAliases    []HostAlias
 	ReadinessGates []string

@@ -10,6 +10,7 @@ package podstatus
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ func Compute(pod podspec.Pod, state runtime.PodState, before *objectv1.PodStatus
 		ContainerStatuses:     containers(state.Containers),
 	}
 	if !state.StartedAt.IsZero() {
-		out.StartTime = timestamppb.New(state.StartedAt)
+		out.StartTime = seconds(state.StartedAt)
 	}
 	for _, a := range state.Net.PodIPs {
 		out.PodIps = append(out.PodIps, &objectv1.PodIP{Ip: a.String()})
@@ -51,9 +52,15 @@ func Compute(pod podspec.Pod, state runtime.PodState, before *objectv1.PodStatus
 	if out.Message == "" {
 		out.Message = notes(state)
 	}
+	if out.Phase == Failed && state.Ended.Reason != "" {
+		out.Reason, out.Message = state.Ended.Reason, state.Ended.Message
+	}
 	out.Conditions = conditions(pod, state, out.Phase, before, now)
 	return out
 }
+
+// seconds is a time as Kubernetes writes it into objects (metav1.Time, RFC 3339): without fractions.
+func seconds(t time.Time) *timestamppb.Timestamp { return timestamppb.New(t.Truncate(time.Second)) }
 
 func first(addrs []netip.Addr) string {
 	if len(addrs) == 0 {
@@ -75,8 +82,11 @@ func notes(state runtime.PodState) string {
 	return strings.Join(out, "; ")
 }
 
-// phase is Kubernetes' summary of the containers.
+// phase is Kubernetes' summary of the containers. A Pod that the node ended has failed, as soon as nothing of it runs.
 func phase(pod podspec.Pod, state runtime.PodState) string {
+	if state.Ended.Reason != "" && !anyRuns(state) {
+		return Failed
+	}
 	for i, c := range state.Init {
 		if i < len(pod.Init) && pod.Init[i].Sidecar() {
 			continue
@@ -117,6 +127,11 @@ func phase(pod podspec.Pod, state runtime.PodState) string {
 	}
 }
 
+func anyRuns(state runtime.PodState) bool {
+	runs := func(c runtime.ContainerState) bool { return c.Phase == runtime.Running }
+	return slices.ContainsFunc(state.Init, runs) || slices.ContainsFunc(state.Containers, runs)
+}
+
 func containers(states []runtime.ContainerState) []*objectv1.ContainerStatus {
 	var out []*objectv1.ContainerStatus
 	for _, c := range states {
@@ -130,7 +145,7 @@ func containers(states []runtime.ContainerState) []*objectv1.ContainerStatus {
 		}
 		switch c.Phase {
 		case runtime.Running:
-			s.State.Running = &objectv1.ContainerStateRunning{StartedAt: timestamppb.New(c.StartedAt)}
+			s.State.Running = &objectv1.ContainerStateRunning{StartedAt: seconds(c.StartedAt)}
 		case runtime.Terminated:
 			s.State.Terminated = terminated(c.Last)
 		default:
@@ -152,10 +167,10 @@ func terminated(e *runtime.Exit) *objectv1.ContainerStateTerminated {
 		ExitCode: int32(e.Code), Signal: int32(e.Signal), Reason: e.Reason, Message: e.Message, ContainerId: e.ID,
 	}
 	if !e.StartedAt.IsZero() {
-		t.StartedAt = timestamppb.New(e.StartedAt)
+		t.StartedAt = seconds(e.StartedAt)
 	}
 	if !e.FinishedAt.IsZero() {
-		t.FinishedAt = timestamppb.New(e.FinishedAt)
+		t.FinishedAt = seconds(e.FinishedAt)
 	}
 	return t
 }
@@ -189,7 +204,7 @@ func conditions(pod podspec.Pod, state runtime.PodState, phase string, before *o
 	}
 	out := make([]*objectv1.PodCondition, 0, len(own)+len(old))
 	for _, c := range own {
-		c.LastTransitionTime = timestamppb.New(now)
+		c.LastTransitionTime = seconds(now)
 		if o := old[c.Type]; o.GetStatus() == c.Status && o.GetLastTransitionTime() != nil {
 			c.LastTransitionTime = o.GetLastTransitionTime()
 		}

@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	"podwire.dev/services/nodeagent/internal/runtime"
 	"podwire.dev/services/nodeagent/internal/runtime/podspec"
@@ -22,6 +25,7 @@ func TestPhaseAndReadiness(t *testing.T) {
 	starting := runtime.ContainerState{Name: "c", Phase: runtime.Running, StartedAt: now}
 	creating := runtime.ContainerState{Name: "c", Reason: "ContainerCreating"}
 	looping := runtime.ContainerState{Name: "c", Reason: "CrashLoopBackOff", Previous: &runtime.Exit{Code: 1}, RestartCount: 3}
+	over := runtime.Ending{Reason: "DeadlineExceeded", Message: "too long"}
 	always := podspec.Pod{RestartPolicy: podspec.RestartAlways}
 	never := podspec.Pod{RestartPolicy: podspec.RestartNever}
 	withInit := func(p podspec.Pod) podspec.Pod { p.Init = []podspec.Container{{Name: "i"}}; return p }
@@ -41,12 +45,18 @@ func TestPhaseAndReadiness(t *testing.T) {
 		"one ended":           {never, one(done(0), up), Running, "True", "False", "False"},
 		"gate":                {podspec.Pod{ReadinessGates: []string{"x"}}, one(up), Running, "True", "True", "False"},
 		"stopping":            {always, runtime.PodState{Stopping: true, Containers: []runtime.ContainerState{up}}, Running, "True", "True", "False"},
+		"ended, still runs":   {always, runtime.PodState{Ended: over, Stopping: true, Containers: []runtime.ContainerState{up}}, Running, "True", "True", "False"},
+		"ended":               {always, runtime.PodState{Ended: over, Stopping: true, Containers: []runtime.ContainerState{done(0)}}, Failed, "True", "False", "False"},
+		"ended in its start":  {always, runtime.PodState{Ended: over, Reason: "NoAddress", Containers: []runtime.ContainerState{creating}}, Failed, "True", "False", "False"},
 		"initializing":        {withInit(always), runtime.PodState{Init: []runtime.ContainerState{up}, Containers: []runtime.ContainerState{creating}}, Pending, "False", "False", "False"},
 		"init failed":         {withInit(never), runtime.PodState{Init: []runtime.ContainerState{done(1)}, Containers: []runtime.ContainerState{creating}}, Failed, "False", "False", "False"},
 		"init fails, retried": {withInit(always), runtime.PodState{Init: []runtime.ContainerState{looping}, Containers: []runtime.ContainerState{creating}}, Pending, "False", "False", "False"},
 		"initialized":         {withInit(always), runtime.PodState{Init: []runtime.ContainerState{done(0)}, Containers: []runtime.ContainerState{up}}, Running, "True", "True", "True"},
 	} {
 		s := Compute(c.pod, c.state, nil, now)
+		if wants := c.state.Ended.Reason; c.phase == Failed && wants != "" && (s.GetReason() != wants || s.GetMessage() != c.state.Ended.Message) {
+			t.Errorf("%s: reason %q, message %q", name, s.GetReason(), s.GetMessage())
+		}
 		got := []string{s.GetPhase()}
 		for _, want := range []string{condInit, condContainers, condReady} {
 			for _, cond := range s.GetConditions() {
@@ -89,5 +99,40 @@ func TestDetails(t *testing.T) {
 		if cond.GetType() != "example.com/gate" && !cond.GetLastTransitionTime().AsTime().Equal(now) {
 			t.Errorf("%s moved to %s", cond.GetType(), cond.GetLastTransitionTime().AsTime())
 		}
+	}
+}
+
+// Kubernetes' times have no fractions of a second, and its clients do not expect any.
+func TestTimesAreWholeSeconds(t *testing.T) {
+	at := now.Add(123456789)
+	state := runtime.PodState{StartedAt: at, Containers: []runtime.ContainerState{
+		{Name: "a", Phase: runtime.Running, StartedAt: at, Previous: &runtime.Exit{StartedAt: at, FinishedAt: at}},
+		{Name: "b", Phase: runtime.Terminated, Last: &runtime.Exit{StartedAt: at, FinishedAt: at}},
+	}}
+	seen := 0
+	var look func(m protoreflect.Message)
+	look = func(m protoreflect.Message) {
+		if ts, ok := m.Interface().(*timestamppb.Timestamp); ok {
+			seen++
+			if !ts.AsTime().Equal(now) {
+				t.Errorf("%s, want %s", ts.AsTime(), now)
+			}
+			return
+		}
+		m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			switch {
+			case f.IsList() && f.Message() != nil:
+				for i := range v.List().Len() {
+					look(v.List().Get(i).Message())
+				}
+			case !f.IsMap() && f.Message() != nil:
+				look(v.Message())
+			}
+			return true
+		})
+	}
+	look(Compute(podspec.Pod{}, state, nil, at).ProtoReflect())
+	if seen != 10 {
+		t.Errorf("%d times were looked at, want startTime, 4 conditions, and 5 of containers", seen)
 	}
 }

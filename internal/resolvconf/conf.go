@@ -1,4 +1,10 @@
-package podfiles
+// Package resolvconf is the configuration of a C library's resolver, resolv.conf(5), and what Kubernetes makes of it for a
+// Pod.
+//
+// In: the text of a file; a Pod's dnsPolicy and dnsConfig. Out: the text of a file; the names that a resolver tries. The
+// agent writes by it, and dns answers by it what a Pod would be told. Invariants: pure; equal input gives equal bytes. It
+// must not read or write files.
+package resolvconf
 
 import (
 	"net/netip"
@@ -6,8 +12,8 @@ import (
 	"strings"
 )
 
-// ResolvConf is a resolver configuration, resolv.conf(5).
-type ResolvConf struct {
+// Conf is a resolver configuration.
+type Conf struct {
 	Nameservers []netip.Addr
 	// Searches have no final dot, except for the root itself.
 	Searches []string
@@ -15,10 +21,10 @@ type ResolvConf struct {
 	Options []string
 }
 
-// ParseResolvConf reads a resolv.conf as a kubelet does: the last search line counts,
+// Parse reads a resolv.conf as a kubelet does: the last search line counts,
 // what cannot be understood is passed over, as the C library passes it over.
-func ParseResolvConf(text string) ResolvConf {
-	var c ResolvConf
+func Parse(text string) Conf {
+	var c Conf
 	for line := range strings.Lines(text) {
 		if i := strings.IndexAny(line, "#;"); i >= 0 {
 			line = line[:i]
@@ -48,7 +54,7 @@ func ParseResolvConf(text string) ResolvConf {
 }
 
 // String is the file: search, nameserver lines, options, in the order of a kubelet.
-func (c ResolvConf) String() string {
+func (c Conf) String() string {
 	var b strings.Builder
 	if len(c.Searches) > 0 {
 		b.WriteString("search " + strings.Join(c.Searches, " ") + "\n")
@@ -64,7 +70,7 @@ func (c ResolvConf) String() string {
 
 // Ndots is the option of that name: a name with fewer dots is tried with the search
 // list first. 1 without it, 15 at most, as in the C library.
-func (c ResolvConf) Ndots() int {
+func (c Conf) Ndots() int {
 	n := 1
 	for _, o := range c.Options {
 		if v, ok := strings.CutPrefix(o, "ndots:"); ok {
@@ -78,7 +84,7 @@ func (c ResolvConf) Ndots() int {
 
 // Candidates are the full names to ask for, in order; the last one's answer counts if
 // none exists.
-func (c ResolvConf) Candidates(name string) []string {
+func (c Conf) Candidates(name string) []string {
 	if full, ok := strings.CutSuffix(name, "."); ok {
 		return []string{full + "."}
 	}
