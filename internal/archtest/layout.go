@@ -39,6 +39,7 @@ var podwire = Layout{
 		"internal/errs",
 		"internal/names",
 		"internal/nodestate",
+		"internal/resolvconf",
 		"services/cluster/internal/sched",
 		"services/dns/internal/zone",
 		"services/ingress/internal/route",
@@ -49,10 +50,7 @@ var podwire = Layout{
 		"services/policy/internal/ruleset",
 		"services/svcproxy/internal/lb",
 	},
-	NotBuilt: []string{
-		"services/dns/internal/zone",
-		"services/ingress/internal/route",
-	},
+	NotBuilt: nil,
 	PlainData: []string{
 		"podwire.dev/proto/podwire/object/v1",
 		"google.golang.org/protobuf/types/known",

@@ -2,11 +2,15 @@ package stack
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
+	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,11 +24,21 @@ import (
 	"podwire.dev/internal/store/storefake"
 	"podwire.dev/internal/telemetry"
 	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
+	svcproxyv1 "podwire.dev/proto/podwire/svcproxy/v1"
 	cluster "podwire.dev/services/cluster/app"
 	ipam "podwire.dev/services/ipam/app"
 	policy "podwire.dev/services/policy/app"
 	svcproxy "podwire.dev/services/svcproxy/app"
 )
+
+// TestMain runs several tests at once, whatever the number of cores: they wait for heartbeats and pauses, not for a core.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
 
 // patience bounds a test that hangs.
 const patience = time.Minute
@@ -79,7 +93,26 @@ func newControl(t *testing.T) *control {
 		t.Cleanup(func() { _ = conn.Close() })
 		c.user[name] = conn
 	}
+	c.founded()
 	return c
+}
+
+// founded waits until the Services that every cluster has are there, so that no test takes what they cause for its own.
+func (c *control) founded() {
+	c.t.Helper()
+	missing := map[string]bool{"default/kubernetes": true, "kube-system/kube-dns": true, "kube-system/podwire-ingress": true}
+	stream, err := svcproxyv1.NewServiceServiceClient(c.user[svcproxy.Name]).Watch(c.ctx,
+		&svcproxyv1.ServiceServiceWatchRequest{AllNamespaces: true}, grpc.WaitForReady(true))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for len(missing) > 0 {
+		ev, err := stream.Recv()
+		if err != nil {
+			c.t.Fatalf("Services %v are not founded: %v", slices.Sorted(maps.Keys(missing)), err)
+		}
+		delete(missing, ev.GetObject().GetMetadata().GetNamespace()+"/"+ev.GetObject().GetMetadata().GetName())
+	}
 }
 
 // freePort is an address of loopback that nobody listens at.
@@ -115,10 +148,18 @@ func (c *control) identity(id pki.Identity) *rpc.Credentials {
 	return creds
 }
 
-// start runs a service until the test ends or stop is called.
+// start runs a service until the test ends or its stop is called.
 func (c *control) start(name string) {
 	c.t.Helper()
 	creds := c.identity(pki.Service(name))
+	c.stops[name] = c.run(name, c.targets[name], creds, func(d *daemon.Daemon, server *rpc.Server) error {
+		return c.serve(d, name, server, creds)
+	})
+}
+
+// run runs a process until the test ends or stop is called.
+func (c *control) run(name, listen string, creds *rpc.Credentials, serve func(*daemon.Daemon, *rpc.Server) error) (stop func()) {
+	c.t.Helper()
 	tele, err := telemetry.Setup(c.ctx, telemetry.Process{Service: name, Log: c.log})
 	if err != nil {
 		c.t.Fatal(err)
@@ -127,25 +168,21 @@ func (c *control) start(name string) {
 	ended := make(chan error, 1)
 	go func() { // ends with the daemon, which stop waits for
 		ended <- d.Run(context.WithoutCancel(c.ctx), func(context.Context) error {
-			server, err := rpc.NewServer(rpc.ServerOptions{Listen: c.targets[name], Creds: creds, Fail: d.Fail, Telemetry: tele, Log: c.log})
+			server, err := rpc.NewServer(rpc.ServerOptions{Listen: listen, Creds: creds, Fail: d.Fail, Telemetry: tele, Log: c.log})
 			if err != nil {
 				return err
 			}
-			return c.serve(d, name, server, creds)
+			return serve(d, server)
 		})
 	}()
-	stopped := false
-	c.stops[name] = func() {
-		if stopped {
-			return
-		}
-		stopped = true
+	stop = sync.OnceFunc(func() {
 		d.Stop()
 		if err := <-ended; err != nil {
 			c.t.Errorf("%s ended with: %v", name, err)
 		}
-	}
-	c.t.Cleanup(c.stops[name])
+	})
+	c.t.Cleanup(stop)
+	return stop
 }
 
 func (c *control) serve(d *daemon.Daemon, name string, server *rpc.Server, creds *rpc.Credentials) error {

@@ -1,20 +1,20 @@
 package stack
 
 import (
-	"errors"
+	"context"
 	"fmt"
-	"io"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
+	"podwire.dev/internal/errs"
 	"podwire.dev/internal/manifest"
-	"podwire.dev/internal/nodestate"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
+	nodeagentv1 "podwire.dev/proto/podwire/nodeagent/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	policyv1 "podwire.dev/proto/podwire/policy/v1"
 	svcproxyv1 "podwire.dev/proto/podwire/svcproxy/v1"
@@ -64,35 +64,77 @@ func (c *control) applyOne(m manifest.Message) (int64, error) {
 	return 0, fmt.Errorf("no service of %T", m)
 }
 
-// wait returns when the watermarks of services have passed the revision; of every required one where none is named. It
-// returns what a node refused.
-func (c *control) wait(revision int64, services ...string) (refused string) {
+// wait returns when the watermarks of services have passed the revision; of every required one where none is named. A
+// refusal fails the test.
+func (c *control) wait(revision int64, services ...string) {
 	c.t.Helper()
-	req := &clusterv1.WaitRequest{Revision: revision, Services: services, AllRequired: len(services) == 0}
-	stream, err := clusterv1.NewReceiptServiceClient(c.user[cluster.Name]).Wait(c.ctx, req, grpc.WaitForReady(true))
-	if err != nil {
+	if _, err := c.follow(revision, services, nothing); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+func nothing([]*clusterv1.Laggard) bool { return false }
+
+// refused is the error with which a wait for the revision ends: some node refused it.
+func (c *control) refused(revision int64) error {
+	c.t.Helper()
+	_, err := c.follow(revision, nil, nothing)
+	if !errs.Is(err, errs.Conflict) {
+		c.t.Fatalf("wait for revision %d: %v, want that a node refused", revision, err)
+	}
+	return err
+}
+
+// taken is wait after a refusal, which a wait is told of until the node has taken something newer.
+func (c *control) taken(revision int64) {
+	c.t.Helper()
+	c.until(fmt.Sprintf("revision %d is taken", revision), func() bool {
+		_, err := c.follow(revision, nil, nothing)
+		return err == nil
+	})
+}
+
+// behind waits until a node, and no other, is named as a laggard of a service, without having refused anything.
+func (c *control) behind(revision int64, service, node string) {
+	c.t.Helper()
+	done, err := c.follow(revision, []string{service}, func(list []*clusterv1.Laggard) bool {
+		return len(list) == 1 && list[0].GetNode() == node && list[0].GetRefused() == ""
+	})
+	if err != nil || done {
+		c.t.Fatalf("%s is not named: every node holds revision %d of %s, or: %v", node, revision, service, err)
+	}
+}
+
+// follow waits for the revision until it is done, enough has seen the laggards of a service that it wants, or the wait ends with an error.
+func (c *control) follow(revision int64, services []string, enough func([]*clusterv1.Laggard) bool) (done bool, err error) {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	req := &clusterv1.WaitRequest{Revision: revision, Services: services, AllRequired: len(services) == 0}
+	stream, err := clusterv1.NewReceiptServiceClient(c.user[cluster.Name]).Wait(ctx, req, grpc.WaitForReady(true))
+	if err != nil {
+		return false, err
+	}
+	last := ""
 	for {
 		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) || err != nil {
-			c.t.Fatalf("wait for revision %d of %v ended with: %v", revision, services, err)
+		if err != nil {
+			return false, fmt.Errorf("wait for revision %d of %v: %w; at last: %s", revision, services, err, last)
 		}
+		last = r.String()
 		if r.GetDone() {
-			return ""
+			return true, nil
 		}
 		for _, s := range r.GetServices() {
-			for _, l := range s.GetLaggards() {
-				if l.GetRefused() != "" {
-					return s.GetService() + " " + l.GetNode() + ": " + l.GetRefused()
-				}
+			if enough(s.GetLaggards()) {
+				return false, nil
 			}
 		}
 	}
 }
 
-// ready waits until a Pod is Ready and every node knows it; it returns its address and UID.
-func (c *control) ready(namespace, name string) (addr netip.Addr, uid string) {
+// ready waits until a Pod is Ready and every node knows it; it returns its address.
+func (c *control) ready(namespace, name string) netip.Addr {
 	c.t.Helper()
 	pods := clusterv1.NewPodServiceClient(c.user[cluster.Name])
 	stream, err := pods.Watch(c.ctx, &clusterv1.PodServiceWatchRequest{Namespace: namespace})
@@ -110,26 +152,37 @@ func (c *control) ready(namespace, name string) (addr netip.Addr, uid string) {
 		})
 		if pod.GetMetadata().GetName() == name && isReady {
 			c.wait(ev.GetRevision())
-			return netip.MustParseAddr(pod.GetStatus().GetPodIp()), pod.GetMetadata().GetUid()
+			return netip.MustParseAddr(pod.GetStatus().GetPodIp())
 		}
 	}
 }
 
-func threeNodes(t *testing.T) (*control, []*node) {
-	t.Helper()
-	c := newControl(t)
-	var nodes []*node
-	for i := 1; i <= 3; i++ {
-		nodes = append(nodes, c.newNode(fmt.Sprintf("node-%d", i), fmt.Sprintf("192.0.2.%d", i)))
+// remove deletes a Pod, and returns when its agent has ended it and every node knows.
+func (c *control) remove(namespace, name string) {
+	c.t.Helper()
+	pods := clusterv1.NewPodServiceClient(c.user[cluster.Name])
+	asked, err := pods.Delete(c.ctx, &clusterv1.PodServiceDeleteRequest{Namespace: namespace, Name: name})
+	if err != nil {
+		c.t.Fatal(err)
 	}
-	for _, n := range nodes {
-		c.joined(n.name)
+	stream, err := pods.Watch(c.ctx, &clusterv1.PodServiceWatchRequest{Namespace: namespace, Name: name, FromRevision: asked.GetRevision()})
+	if err != nil {
+		c.t.Fatal(err)
 	}
-	return c, nodes
+	for {
+		ev, err := stream.Recv()
+		if err != nil {
+			c.t.Fatalf("pod %s/%s does not end: %v", namespace, name, err)
+		}
+		if ev.GetType() == objectv1.EventType_EVENT_TYPE_DELETED {
+			c.wait(ev.GetRevision())
+			return
+		}
+	}
 }
 
-// joined waits until a Node is Ready: receipts do not count it before.
-func (c *control) joined(name string) {
+// joined waits until a Node is Ready, which receipts do not count before, and returns since when it is.
+func (c *control) joined(name string) time.Time {
 	c.t.Helper()
 	stream, err := clusterv1.NewNodeServiceClient(c.user[cluster.Name]).Watch(c.ctx, &clusterv1.NodeServiceWatchRequest{})
 	if err != nil {
@@ -140,12 +193,9 @@ func (c *control) joined(name string) {
 		if err != nil {
 			c.t.Fatalf("node %s does not become Ready: %v", name, err)
 		}
-		node := ev.GetObject()
-		if node.GetMetadata().GetName() == name && slices.ContainsFunc(node.GetStatus().GetConditions(), func(k *objectv1.NodeCondition) bool {
-			return k.GetType() == "Ready" && k.GetStatus() == "True"
-		}) {
+		if ready := readiness(ev.GetObject()); ev.GetObject().GetMetadata().GetName() == name && ready.GetStatus() == "True" {
 			c.wait(ev.GetRevision())
-			return
+			return ready.GetLastTransitionTime().AsTime()
 		}
 	}
 }
@@ -157,50 +207,41 @@ func pod(name, node string) string {
 
 const webService = "---\n{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}}\n"
 
-const denyAll = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}, spec: {podSelector: {}, policyTypes: [Ingress]}}\n"
-
-// holds fails where a node's endpoints of Service web are not these.
-func holds(t *testing.T, nodes []*node, want ...netip.Addr) {
-	t.Helper()
-	slices.SortFunc(want, netip.Addr.Compare)
-	for _, n := range nodes {
-		got := slices.SortedFunc(maps.Keys(n.endpoints("default", "web")), netip.Addr.Compare)
-		if !slices.Equal(got, want) {
-			t.Errorf("%s: endpoints %v, want %v", n.name, got, want)
-		}
-	}
+// webOn is webService on another port.
+func webOn(port int) string {
+	return strings.Replace(webService, "port: 80,", fmt.Sprintf("port: %d,", port), 1)
 }
 
-// TestFlow: what the watermarks have passed is what every node holds, derived writes included.
+const denyAll = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}, spec: {podSelector: {}, policyTypes: [Ingress]}}\n"
+
+// TestFlow: what the watermarks have passed is what the table of every host does, derived writes included.
 func TestFlow(t *testing.T) {
 	t.Parallel()
 	c, nodes := threeNodes(t)
 	c.apply(pod("a", "node-1") + pod("b", "node-2") + webService)
-	a, uidA := c.ready("default", "a")
-	b, _ := c.ready("default", "b")
-	holds(t, nodes, a, b)
+	a := c.ready("default", "a")
+	b := c.ready("default", "b")
+	c.serves(nodes, 80, a, b)
 	for i, n := range nodes {
-		for _, w := range n.rows(nodestate.SourceCluster, nodestate.TableWorkloads) {
-			if want := []string{"a", "b", ""}[i]; w.(nodestate.Workload).Name != want {
-				t.Errorf("%s has workload %v, want %q", n.name, w, want)
-			}
+		want := [][]string{{"default/a"}, {"default/b"}, nil}[i]
+		if got := n.host.Running(); !slices.Equal(got, want) {
+			t.Errorf("%s runs %v, want %v", n.name, got, want)
 		}
-		if members := n.rows(nodestate.SourceIPAM, nodestate.TableMembers); len(members) != 3 {
-			t.Errorf("%s knows members %v", n.name, members)
+		if got := n.host.Linked(); !slices.Equal(got, want) {
+			t.Errorf("%s has links of %v, want %v", n.name, got, want)
 		}
+	}
+	toA := netip.AddrPortFrom(a, 80)
+	if got := nodes[1].connect(b, toA); got.Fate != "forwarded" {
+		t.Errorf("b leaves node-2 for a: %+v", got)
+	}
+	if got := nodes[0].connect(b, toA); got.Fate != "delivered" {
+		t.Errorf("b reaches a: %+v", got)
 	}
 
 	c.wait(c.apply(denyAll))
-	subject := func() (nodestate.SideMode, bool) {
-		for _, row := range nodes[0].rows(nodestate.SourcePolicy, nodestate.TableSubjects) {
-			if s := row.(nodestate.Subject); s.PodUID == uidA {
-				return s.Ingress.Mode, true
-			}
-		}
-		return 0, false
-	}
-	if mode, ok := subject(); !ok || mode == nodestate.SideOpen {
-		t.Errorf("node-1 has pod a as subject %t, ingress %v; the policy denies it", ok, mode)
+	if got := nodes[0].connect(b, toA); got.Fate != "dropped" || got.Decided != "ingress policy" {
+		t.Errorf("b reaches a, which a policy isolates: %+v", got)
 	}
 	deleted, err := policyv1.NewNetworkPolicyServiceClient(c.user[policy.Name]).Delete(c.ctx,
 		&policyv1.NetworkPolicyServiceDeleteRequest{Namespace: "default", Name: "deny"})
@@ -208,8 +249,14 @@ func TestFlow(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.wait(deleted.GetRevision())
-	if mode, ok := subject(); !ok || mode != nodestate.SideOpen {
-		t.Errorf("node-1 has pod a as subject %t, ingress %v after the policy", ok, mode)
+	if got := nodes[0].connect(b, toA); got.Fate != "delivered" {
+		t.Errorf("b does not reach a after the policy: %+v", got)
+	}
+
+	c.remove("default", "b")
+	c.serves(nodes, 80, a)
+	if running, linked := nodes[1].host.Running(), nodes[1].host.Linked(); len(running)+len(linked) != 0 {
+		t.Errorf("of a deleted Pod node-2 has containers %v, links %v", running, linked)
 	}
 }
 
@@ -217,27 +264,18 @@ func TestFlow(t *testing.T) {
 func TestOneServiceDown(t *testing.T) {
 	t.Parallel()
 	c, nodes := threeNodes(t)
-	c.apply(pod("a", "node-1") + webService)
-	a, _ := c.ready("default", "a")
+	c.apply(pod("a", "node-1") + webService + denyAll)
+	a := c.ready("default", "a")
 	c.stops[policy.Name]()
-	subjects := nodes[0].rows(nodestate.SourcePolicy, nodestate.TableSubjects)
-	revision := c.apply(strings.Replace(webService, "port: 80,", "port: 81,", 1))
-	c.wait(revision, svcproxy.Name, cluster.Name)
-	for _, n := range nodes {
-		ports := n.rows(nodestate.SourceSvcproxy, nodestate.TableServicePorts)
-		if !slices.ContainsFunc(ports, func(r nodestate.Row) bool {
-			p := r.(nodestate.ServicePort)
-			return p.Service == "web" && p.Port == 81
-		}) {
-			t.Errorf("%s holds %v", n.name, ports)
-		}
-	}
-	holds(t, nodes, a)
-	if now := nodes[0].rows(nodestate.SourcePolicy, nodestate.TableSubjects); !slices.EqualFunc(now, subjects, nodestate.Equal) {
-		t.Errorf("node-1 lost subjects with its policy service: %v, was %v", now, subjects)
+	c.wait(c.apply(webOn(81)), svcproxy.Name, cluster.Name)
+	c.serves(nodes, 81, a)
+	stranger := netip.AddrPortFrom(a, 80)
+	if got := nodes[0].connect(netip.MustParseAddr("10.244.200.1"), stranger); got.Fate != "dropped" {
+		t.Errorf("with its policy service node-1 lost the policy: %+v", got)
 	}
 	c.start(policy.Name)
-	c.wait(c.apply(denyAll))
+	c.wait(c.apply(pod("b", "node-2")))
+	c.serves(nodes, 81, a, c.ready("default", "b"))
 }
 
 // TestRefusal: what one kernel refuses holds the watermark and is told at once; the next change is taken again.
@@ -245,15 +283,22 @@ func TestRefusal(t *testing.T) {
 	t.Parallel()
 	c, nodes := threeNodes(t)
 	c.apply(pod("a", "node-1") + webService)
-	a, _ := c.ready("default", "a")
-	nodes[2].setRefuse(true)
-	revision := c.apply(strings.Replace(webService, "port: 80,", "port: 82,", 1))
-	if got, want := c.wait(revision), "svcproxy node-3: the kernel says no"; got != want {
-		t.Errorf("wait says %q, want %q", got, want)
+	a := c.ready("default", "a")
+	nodes[2].host.Refuse(". tcp . 82 ")
+	revision := c.apply(webOn(82))
+	if got := c.refused(revision).Error(); !strings.Contains(got, "node-3 refused") || !strings.Contains(got, "of svcproxy: the kernel refuses") {
+		t.Errorf("wait says %q; the kernel of node-3 refuses", got)
 	}
-	nodes[2].setRefuse(false)
-	c.wait(c.apply(strings.Replace(webService, "port: 80,", "port: 83,", 1)))
-	holds(t, nodes, a)
+	c.serves(nodes[:2], 82, a)
+	c.serves(nodes[2:], 80, a) // what it held
+	if st := nodes[2].status(); !slices.ContainsFunc(st.GetSlices(), func(s *nodeagentv1.SliceStatus) bool {
+		return s.GetService() == svcproxy.Name && strings.Contains(s.GetRefused(), "the kernel refuses")
+	}) {
+		t.Errorf("the status of node-3 does not tell: %v", st.GetSlices())
+	}
+	nodes[2].host.Refuse("")
+	c.taken(c.apply(webOn(83)))
+	c.serves(nodes, 83, a)
 }
 
 // TestStoreBreaks: broken watches and forgotten history change nothing that a node holds.
@@ -261,13 +306,18 @@ func TestStoreBreaks(t *testing.T) {
 	t.Parallel()
 	c, nodes := threeNodes(t)
 	c.apply(pod("a", "node-1") + webService)
-	a, _ := c.ready("default", "a")
+	a := c.ready("default", "a")
+	web := c.service("web", 80)
+	c.serves(nodes, 80, a)
 	c.fake.Stop()
-	holds(t, nodes, a)
+	for _, n := range nodes {
+		if got := n.connect(n.underlay, web); len(got.Backends) != 1 || got.Backends[0].Addr() != a {
+			t.Errorf("%s without a store: %+v", n.name, got)
+		}
+	}
 	c.fake.Start()
 	c.fake.Compact(c.fake.Revision())
 	c.fake.Disconnect()
 	c.apply(pod("b", "node-3"))
-	b, _ := c.ready("default", "b")
-	holds(t, nodes, a, b)
+	c.serves(nodes, 80, a, c.ready("default", "b"))
 }

@@ -1,244 +1,182 @@
 package stack
 
 import (
-	"context"
-	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
-	"sync"
+	"path/filepath"
+	"slices"
+	"testing"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"podwire.dev/internal/nodestate"
+	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/pki"
-	"podwire.dev/internal/push"
 	"podwire.dev/internal/rpc"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
-	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
+	nodeagentv1 "podwire.dev/proto/podwire/nodeagent/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
+	svcproxyv1 "podwire.dev/proto/podwire/svcproxy/v1"
+	cluster "podwire.dev/services/cluster/app"
+	nodeagent "podwire.dev/services/nodeagent/app"
+	svcproxy "podwire.dev/services/svcproxy/app"
 )
 
-// sources are the services that push.
-var sources = []nodestate.Source{nodestate.SourceCluster, nodestate.SourceIPAM, nodestate.SourceSvcproxy, nodestate.SourcePolicy}
-
-// node is an agent without a kernel: what it is sent becomes true at once, and a Pod is Ready once it is assigned.
+// node is the agent of one node, on a host without a kernel, which outlives it.
 type node struct {
-	c    *control
-	name string
-	pods clusterv1.PodServiceClient
-
-	subscribers map[nodestate.Source]*push.Subscriber
-
-	mu     sync.Mutex
-	kernel map[nodestate.Source]*nodestate.Slice
-	block  netip.Prefix
-	next   netip.Addr
-	given  map[string]netip.Addr // by pod UID
-	// refuse makes the kernel refuse what svcproxy sends.
-	refuse bool
-	// changed is closed and replaced with each update.
-	changed chan struct{}
+	c        *control
+	name     string
+	underlay netip.Addr
+	host     *nodeagent.Fake
+	creds    *rpc.Credentials
+	config   nodeagent.Config
+	agent    nodeagentv1.AgentServiceClient
+	// joined is when the Node became Ready.
+	joined time.Time
+	// stop ends the agent.
+	stop func()
 }
 
-// newNode joins a node, and leaves with the test.
-func (c *control) newNode(name string, underlay string) *node {
+// newNode starts an agent on a host to which nothing was ever done.
+func (c *control) newNode(name, underlay string) *node {
 	c.t.Helper()
-	creds := c.identity(pki.Node(name))
 	n := &node{
-		c: c, name: name, subscribers: map[nodestate.Source]*push.Subscriber{}, kernel: map[nodestate.Source]*nodestate.Slice{},
-		given: map[string]netip.Addr{}, changed: make(chan struct{}),
+		c: c, name: name, underlay: netip.MustParseAddr(underlay), creds: c.identity(pki.Node(name)),
+		host: nodeagent.NewFake(name, netip.MustParseAddr(underlay)),
 	}
-	ctx, cancel := context.WithCancel(c.ctx)
-	var running sync.WaitGroup
-	conns := map[nodestate.Source]*grpc.ClientConn{}
-	for _, s := range sources {
-		conn, err := rpc.Dial(c.targets[string(s)], pki.Service(string(s)), creds)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		conns[s] = conn
-	}
-	c.t.Cleanup(func() {
-		cancel()
-		running.Wait()
-		for _, conn := range conns {
-			_ = conn.Close()
-		}
-	})
-	n.pods = clusterv1.NewPodServiceClient(conns[nodestate.SourceCluster])
-	if err := n.join(ctx, conns, underlay); err != nil {
+	n.config.SetDefaults()
+	n.config.Common = daemon.Common{Listen: freePort(c.t), Peers: maps.Clone(c.targets)}
+	n.config.Node, n.config.Underlay = name, []string{underlay}
+	n.config.State = filepath.Join(c.dir, "state-"+name)
+	n.config.ClusterDNS = []string{"10.96.0.10", "fd00:10:96::a"}
+	conn, err := rpc.Dial(n.config.Listen, pki.Node(name), c.identity(pki.User("root")))
+	if err != nil {
 		c.t.Fatal(err)
 	}
-	for _, s := range sources {
-		n.kernel[s] = nodestate.NewSlice()
-		n.subscribers[s] = push.NewSubscriber(push.SubscriberConfig{Source: s, Node: name, Conn: conns[s]})
-		running.Go(func() { _ = n.subscribers[s].Run(ctx) })
-		running.Go(func() { n.take(ctx, s) })
-	}
-	running.Go(func() { n.beat(ctx, clusterv1.NewLivenessServiceClient(conns[nodestate.SourceCluster])) })
+	c.t.Cleanup(func() { _ = conn.Close() })
+	n.agent = nodeagentv1.NewAgentServiceClient(conn)
+	n.start()
 	return n
 }
 
-// join writes the Node and leases a block.
-func (n *node) join(ctx context.Context, conns map[nodestate.Source]*grpc.ClientConn, underlay string) error {
-	serving := grpc.WaitForReady(true)
-	nodes := clusterv1.NewNodeServiceClient(conns[nodestate.SourceCluster])
-	made, err := nodes.Apply(ctx, &clusterv1.NodeServiceApplyRequest{Object: &objectv1.Node{
-		ApiVersion: "v1", Kind: "Node",
-		Metadata: &objectv1.ObjectMeta{Name: n.name, Labels: map[string]string{"kubernetes.io/hostname": n.name}},
-	}}, serving)
+// start begins another life of the agent.
+func (n *node) start() {
+	n.c.t.Helper()
+	n.stop = n.c.run(n.name, n.config.Listen, n.creds, func(d *daemon.Daemon, server *rpc.Server) error {
+		return nodeagent.Serve(d, n.host.Doors(), server, n.creds, n.config)
+	})
+}
+
+// status is what the agent says of itself, as soon as it is SERVING.
+func (n *node) status() *nodeagentv1.StatusResponse {
+	n.c.t.Helper()
+	st, err := n.agent.Status(n.c.ctx, &nodeagentv1.StatusRequest{}, grpc.WaitForReady(true))
 	if err != nil {
-		return err
+		n.c.t.Fatalf("status of %s: %v", n.name, err)
 	}
-	object := made.GetObject()
-	object.Status = &objectv1.NodeStatus{Addresses: []*objectv1.NodeAddress{{Type: "InternalIP", Address: underlay}}}
-	if _, err := nodes.UpdateStatus(ctx, &clusterv1.NodeServiceUpdateStatusRequest{Object: object}); err != nil {
-		return err
-	}
-	leased, err := ipamv1.NewAllocationServiceClient(conns[nodestate.SourceIPAM]).LeaseBlock(ctx, &ipamv1.LeaseBlockRequest{
-		Node: n.name, Family: ipamv1.Family_FAMILY_IPV4, RequestId: n.name,
-	}, serving)
+	return st
+}
+
+// connect is the way of a TCP connection through the host's table.
+func (n *node) connect(from netip.Addr, to netip.AddrPort) nodeagent.Way {
+	n.c.t.Helper()
+	way, err := n.host.Connect(from, to)
 	if err != nil {
-		return err
+		n.c.t.Fatalf("%s: %s -> %s: %v", n.name, from, to, err)
 	}
-	if n.block, err = netip.ParsePrefix(leased.GetObject().GetSpec().GetCidr()); err != nil {
-		return err
+	return way
+}
+
+// service is an address and port of a Service.
+func (c *control) service(name string, port uint16) netip.AddrPort {
+	c.t.Helper()
+	got, err := svcproxyv1.NewServiceServiceClient(c.user[svcproxy.Name]).Get(c.ctx,
+		&svcproxyv1.ServiceServiceGetRequest{Namespace: "default", Name: name}, grpc.WaitForReady(true))
+	if err != nil {
+		c.t.Fatal(err)
 	}
-	n.next = n.block.Addr().Next() // the first is the tunnel's
+	return netip.AddrPortFrom(netip.MustParseAddr(got.GetObject().GetSpec().GetClusterIp()), port)
+}
+
+// serves fails where a host's table does not send a connection to Service web to port 80 of these pods, and of no others.
+func (c *control) serves(nodes []*node, port uint16, want ...netip.Addr) {
+	c.t.Helper()
+	var backends []netip.AddrPort
+	for _, a := range want {
+		backends = append(backends, netip.AddrPortFrom(a, 80))
+	}
+	slices.SortFunc(backends, netip.AddrPort.Compare)
+	to := c.service("web", port)
+	for _, n := range nodes {
+		got := n.connect(n.underlay, to)
+		if slices.Equal(got.Backends, backends) {
+			continue
+		}
+		if !c.starved(nodes) {
+			c.t.Errorf("%s sends %s to %v (%s, %s), want %v", n.name, to, got.Backends, got.Fate, got.Decided, backends)
+			continue
+		}
+		c.until(fmt.Sprintf("%s sends %s to %v", n.name, to, backends), func() bool {
+			return slices.Equal(n.connect(n.underlay, to).Backends, backends)
+		})
+	}
+}
+
+// starved says whether some node was NotReady since it joined. A machine that is so busy that an agent of this process gets
+// no turn for a second takes its Pods out of the Services, rightly, and nothing that follows from that is the test's.
+func (c *control) starved(nodes []*node) bool {
+	c.t.Helper()
+	for _, n := range nodes {
+		got, err := clusterv1.NewNodeServiceClient(c.user[cluster.Name]).Get(c.ctx, &clusterv1.NodeServiceGetRequest{Name: n.name}, grpc.WaitForReady(true))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if ready := readiness(got.GetObject()); ready.GetStatus() != "True" || !ready.GetLastTransitionTime().AsTime().Equal(n.joined) {
+			c.t.Logf("%s was not Ready all the time: %v", n.name, ready)
+			return true
+		}
+	}
+	return false
+}
+
+// readiness is the condition Ready of a Node; nil where it has none yet.
+func readiness(n *objectv1.Node) *objectv1.NodeCondition {
+	for _, k := range n.GetStatus().GetConditions() {
+		if k.GetType() == "Ready" {
+			return k
+		}
+	}
 	return nil
 }
 
-// beat says that the node lives, as often as cluster answers.
-func (n *node) beat(ctx context.Context, liveness clusterv1.LivenessServiceClient) {
-	for ctx.Err() == nil {
-		stream, err := liveness.Heartbeat(ctx, grpc.WaitForReady(true))
-		if err != nil {
-			continue
-		}
-		for sequence := int64(1); ; sequence++ {
-			err := stream.Send(&clusterv1.HeartbeatRequest{Node: n.name, Sequence: sequence, Ready: true, AgentTarget: "127.0.0.1:1"})
-			if err != nil {
-				break
-			}
-			if _, err := stream.Recv(); err != nil {
-				break
-			}
-			if !n.pause(ctx) {
-				break
-			}
-		}
-	}
-}
-
-// take puts updates into the map that is the kernel.
-func (n *node) take(ctx context.Context, source nodestate.Source) {
-	for {
+// until waits for something that a host shows and no receipt tells of.
+func (c *control) until(what string, ok func() bool) {
+	c.t.Helper()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for !ok() {
 		select {
-		case <-ctx.Done():
-			return
-		case u := <-n.subscribers[source].Updates():
-			if !n.commit(source, u.Delta) {
-				u.Refused("the kernel says no")
-				continue
-			}
-			u.Applied()
-			if source == nodestate.SourceCluster {
-				n.startPods(ctx)
-			}
+		case <-look.C:
+		case <-c.ctx.Done():
+			c.t.Fatalf("not: %s", what)
 		}
 	}
 }
 
-func (n *node) commit(source nodestate.Source, d nodestate.Delta) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.refuse && source == nodestate.SourceSvcproxy {
-		return false
+// lookEvery is how often a host is looked at.
+const lookEvery = 10 * time.Millisecond
+
+// threeNodes is a cluster of three Ready nodes.
+func threeNodes(t *testing.T) (*control, []*node) {
+	t.Helper()
+	c := newControl(t)
+	var nodes []*node
+	for i := 1; i <= 3; i++ {
+		nodes = append(nodes, c.newNode(fmt.Sprintf("node-%d", i), fmt.Sprintf("192.0.2.%d", i)))
 	}
-	n.kernel[source].Apply(d)
-	close(n.changed)
-	n.changed = make(chan struct{})
-	return true
-}
-
-// startPods reports every assigned Pod that has no address yet as Ready.
-func (n *node) startPods(ctx context.Context) {
-	for _, row := range n.rows(nodestate.SourceCluster, nodestate.TableWorkloads) {
-		w := row.(nodestate.Workload)
-		addr, isNew := n.addressOf(w.UID)
-		if !isNew {
-			continue
-		}
-		var pod objectv1.Pod
-		if err := proto.Unmarshal([]byte(w.Pod), &pod); err != nil {
-			n.c.t.Errorf("%s: workload %s/%s: %v", n.name, w.Namespace, w.Name, err)
-			return
-		}
-		pod.Status = readyStatus(addr)
-		pod.Metadata.ResourceVersion = ""
-		_, err := n.pods.UpdateStatus(ctx, &clusterv1.PodServiceUpdateStatusRequest{Object: &pod})
-		if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-			n.c.t.Errorf("%s: status of %s/%s: %v", n.name, w.Namespace, w.Name, err)
-		}
+	for _, n := range nodes {
+		n.joined = c.joined(n.name)
 	}
-}
-
-func (n *node) addressOf(uid string) (addr netip.Addr, isNew bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if addr, ok := n.given[uid]; ok {
-		return addr, false
-	}
-	n.given[uid] = n.next
-	n.next = n.next.Next()
-	return n.given[uid], true
-}
-
-func readyStatus(addr netip.Addr) *objectv1.PodStatus {
-	var conditions []*objectv1.PodCondition
-	for _, kind := range []string{"PodScheduled", "Initialized", "ContainersReady", "Ready"} {
-		conditions = append(conditions, &objectv1.PodCondition{Type: kind, Status: "True", LastTransitionTime: timestamppb.Now()})
-	}
-	return &objectv1.PodStatus{Phase: "Running", PodIp: addr.String(), PodIps: []*objectv1.PodIP{{Ip: addr.String()}}, Conditions: conditions}
-}
-
-// rows are what the node's kernel holds of a table.
-func (n *node) rows(source nodestate.Source, table nodestate.Table) []nodestate.Row {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.kernel[source].Rows(table)
-}
-
-// endpoints are the addresses behind a Service, as this node has them.
-func (n *node) endpoints(namespace, name string) map[netip.Addr]nodestate.EndpointState {
-	out := map[netip.Addr]nodestate.EndpointState{}
-	for _, row := range n.rows(nodestate.SourceSvcproxy, nodestate.TableEndpoints) {
-		if e := row.(nodestate.Endpoint); e.Namespace == namespace && e.Service == name {
-			out[e.Address] = e.State
-		}
-	}
-	return out
-}
-
-// beatEvery is the agents' time between two heartbeats.
-const beatEvery = 200 * time.Millisecond
-
-// pause waits for the next heartbeat; false where ctx ended.
-func (n *node) pause(ctx context.Context) bool {
-	timer := time.NewTimer(beatEvery)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
-
-func (n *node) setRefuse(refuse bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.refuse = refuse
+	return c, nodes
 }

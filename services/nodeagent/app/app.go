@@ -27,7 +27,6 @@ import (
 	"podwire.dev/services/nodeagent/internal/addresses"
 	"podwire.dev/services/nodeagent/internal/api"
 	"podwire.dev/services/nodeagent/internal/dataplane"
-	"podwire.dev/services/nodeagent/internal/kernel/ct"
 	"podwire.dev/services/nodeagent/internal/plan"
 	"podwire.dev/services/nodeagent/internal/pods"
 	"podwire.dev/services/nodeagent/internal/probe"
@@ -42,6 +41,7 @@ const Name = "nodeagent"
 // "serve nodeagent" of the podwire binary.
 //
 //	--config FILE              run the agent
+//	keep --config FILE         run the agent as the child of a process 1 that starts it again, in a container
 //	healthcheck --config FILE  exit 0 if the running agent is SERVING
 //	remove --config FILE       give the host back as it was: settings, nftables table, links, routes
 //	version                    print the version
@@ -51,6 +51,9 @@ func Main(args []string) int {
 	}
 	if len(args) > 0 && args[0] == "remove" {
 		return removeMain(args[1:], os.Stderr)
+	}
+	if len(args) > 0 && args[0] == "keep" {
+		return keepMain(args[1:], os.Stderr)
 	}
 	return daemon.Main(args, daemon.Program[Config]{
 		Service: Name, Run: run, Enrol: rpc.Enrol, Healthcheck: rpc.Healthcheck,
@@ -72,8 +75,8 @@ func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
 	if err := errs.InvalidFields("configuration", violations); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(s.State, 0o700); err != nil {
-		return errs.WrapAs(errs.Internal, err, "state")
+	if err := makeState(s); err != nil {
+		return err
 	}
 	var creds *rpc.Credentials
 	if s.Identity != "" {
@@ -88,16 +91,36 @@ func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	peers, err := dial(d, s, creds)
-	if err != nil {
-		return err
-	}
 	k, err := openKernel(s)
 	if err != nil {
 		return err
 	}
 	d.OnStop(daemon.StageStore, "kernel", func(context.Context) error { k.close(); return nil })
-	return newAgent(d, s, k, peers).serve(server)
+	return serve(d, k.doors(), server, creds, s)
+}
+
+// Serve runs the agent behind doors and a server that are there already, as creds. It starts the server.
+func Serve(d *daemon.Daemon, doors Doors, server *rpc.Server, creds *rpc.Credentials, cfg Config) error {
+	s, violations := cfg.parse()
+	if err := errs.InvalidFields("configuration", violations); err != nil {
+		return err
+	}
+	if err := makeState(s); err != nil {
+		return err
+	}
+	return serve(d, doors, server, creds, s)
+}
+
+func makeState(s settings) error {
+	return errs.WrapAs(errs.Internal, os.MkdirAll(s.State, 0o700), "state")
+}
+
+func serve(d *daemon.Daemon, doors Doors, server *rpc.Server, creds *rpc.Credentials, s settings) error {
+	peers, err := dial(d, s, creds)
+	if err != nil {
+		return err
+	}
+	return newAgent(d, s, doors, peers).serve(server)
 }
 
 // agent is everything of one node that runs.
@@ -105,22 +128,23 @@ type agent struct {
 	d     *daemon.Daemon
 	log   *slog.Logger
 	set   settings
-	k     *kernel
+	doors Doors
 	peers peers
+	host  *hostSettings
 
 	started     time.Time
 	subscribers map[nodestate.Source]*push.Subscriber
 	loop        *dataplane.Loop
 	blocks      *addresses.Allocator
-	driver      *runtime.Process
+	driver      runtime.Driver
 	pods        *pods.Supervisor
 	own         *ownMember
 	registered  chan struct{}
 }
 
-func newAgent(d *daemon.Daemon, s settings, k *kernel, p peers) *agent {
+func newAgent(d *daemon.Daemon, s settings, doors Doors, p peers) *agent {
 	return &agent{
-		d: d, log: d.Log(), set: s, k: k, peers: p, started: time.Now(),
+		d: d, log: d.Log(), set: s, doors: doors, peers: p, host: newHostSettings(doors.Host), started: time.Now(),
 		subscribers: map[nodestate.Source]*push.Subscriber{}, own: newOwnMember(s), registered: make(chan struct{}),
 	}
 }
@@ -134,7 +158,7 @@ func (a *agent) state(name string) string { return filepath.Join(a.set.State, na
 
 // serve restores the node and starts everything.
 func (a *agent) serve(server *rpc.Server) error {
-	a.k.host.apply(a.log)
+	a.host.apply(a.log)
 	if err := a.openPods(); err != nil {
 		return err
 	}
@@ -155,7 +179,7 @@ func (a *agent) serve(server *rpc.Server) error {
 	a.d.Go("pods", a.pods.Run)
 	a.d.Go("host", a.watchHost)
 	a.d.Go("announcements", func(ctx context.Context) error {
-		return a.k.watchAnnouncements(ctx, a.state(fileYielded), a.log)
+		return watchAnnouncements(ctx, a.doors.Announcer, a.state(fileYielded), a.log)
 	})
 	for _, s := range sources {
 		a.d.Go("subscriber "+string(s), a.subscribers[s].Run)
@@ -187,8 +211,8 @@ func (a *agent) service() nodeagentv1.AgentServiceServer {
 		Node: a.set.Node, Pods: a.pods, Runtime: a.driver, Go: a.d.Go, Log: a.log,
 		Inspector: &api.Node{
 			Name: a.set.Node, Version: daemon.Version(), Started: a.started, Dataplane: a.loop, Sources: list,
-			Settings: a.k.host, Blocks: a.blocks, Pods: a.pods,
-			Writes: func() int64 { return int64(a.k.links.Writes()) + a.k.host.Writes() },
+			Settings: a.host, Blocks: a.blocks, Pods: a.pods,
+			Writes: func() int64 { return int64(a.doors.Links.Writes()) + a.host.Writes() },
 			Log:    a.log,
 		},
 	})
@@ -213,7 +237,7 @@ func (a *agent) openDataplane() error {
 		a.subscribers[s] = push.NewSubscriber(cfg)
 		updates[s] = a.subscribers[s].Updates()
 	}
-	live, err := a.k.links.List()
+	live, err := a.doors.Links.List()
 	if err != nil {
 		return err
 	}
@@ -221,13 +245,13 @@ func (a *agent) openDataplane() error {
 	for _, l := range live {
 		attached = append(attached, plan.Attachment{UID: l.UID, Link: l.Link, Addresses: l.Addresses})
 	}
-	addrs, err := a.k.nodeAddresses()
+	addrs, err := a.doors.nodeAddresses()
 	if err != nil {
 		return err
 	}
 	a.loop, err = dataplane.New(dataplane.Config{
-		Node: plan.Node{Name: a.set.Node, Addresses: addrs, TunnelPort: a.set.VXLANPort}, Rules: a.k.rules, Members: a.k.fabric,
-		Announcer: a.k.announcer, Flows: ct.New(a.k.flows), Workloads: workloads{a.pods, a.log}, Fabric: a.own.set,
+		Node: plan.Node{Name: a.set.Node, Addresses: addrs, TunnelPort: a.set.VXLANPort}, Rules: a.doors.Rules,
+		Members: a.doors.Fabric, Announcer: a.doors.Announcer, Flows: a.doors.Flows, Workloads: workloads{a.pods, a.log}, Fabric: a.own.set,
 		IDFile: a.state(fileIDs), Held: held, Attachments: attached, Updates: updates, Log: a.log,
 	})
 	return err
@@ -237,16 +261,16 @@ func (a *agent) openDataplane() error {
 func (a *agent) watchHost(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	last, err := a.k.nodeAddresses()
+	last, err := a.doors.nodeAddresses()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		a.k.host.apply(a.log)
+		a.host.apply(a.log)
 		before := err
-		addrs, lerr := a.k.nodeAddresses()
+		addrs, lerr := a.doors.nodeAddresses()
 		if err = lerr; err != nil {
 			if before == nil {
 				a.log.Warn("the node's addresses cannot be read, trying again", "error", err)

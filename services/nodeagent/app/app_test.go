@@ -248,6 +248,41 @@ func TestAnAgentAlone(t *testing.T) {
 	}
 }
 
+// What somebody else changes is put back within seconds; that it was is told afterwards, too.
+func TestAChangedSettingIsTold(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	_, stop := n.start()
+	defer stop()
+	n.ns.SetSysctl("net/ipv4/ip_forward", "0")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for {
+		st, err := n.status(ctx)
+		if err != nil {
+			t.Fatalf("the change was never told: %v", err)
+		}
+		wrong := slices.ContainsFunc(st.GetSettings(), func(s *nodeagentv1.HostSetting) bool {
+			return s.GetName() == "net/ipv4/ip_forward" && s.GetActual() != s.GetWanted()
+		})
+		told := slices.ContainsFunc(st.GetWarnings(), func(w string) bool {
+			return strings.Contains(w, `net/ipv4/ip_forward: somebody else changed it to "0"; put back to "1" once`)
+		})
+		if !wrong && !told {
+			t.Fatalf("it is shown neither as wrong nor as mended\n%v", st)
+		}
+		if told {
+			break
+		}
+		<-look.C
+	}
+	if got := n.ns.Sysctl("net/ipv4/ip_forward"); got != "1" {
+		t.Errorf("ip_forward is %s", got)
+	}
+}
+
 func (n *node) remove() (string, error) {
 	cmd := exec.Command("/proc/self/exe", asAgent, "remove", "--config", n.config)
 	var out strings.Builder

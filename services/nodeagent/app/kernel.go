@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"podwire.dev/internal/errs"
@@ -22,6 +21,7 @@ import (
 	"podwire.dev/services/nodeagent/internal/kernel/host"
 	"podwire.dev/services/nodeagent/internal/kernel/link"
 	"podwire.dev/services/nodeagent/internal/kernel/nft"
+	"podwire.dev/services/nodeagent/internal/runtime"
 )
 
 // kernel are the doors to the kernel, all in the network namespace of this process.
@@ -30,7 +30,7 @@ type kernel struct {
 	fabric    *fabric.Fabric
 	device    fabric.Device
 	links     *link.Links
-	host      *hostSettings
+	host      *host.Host
 	announcer *announce.Announcer
 	flows     *ct.Table
 }
@@ -74,13 +74,12 @@ func openKernel(s settings) (k *kernel, err error) {
 			return k, err
 		}
 	}
-	door, err := host.Open(host.Config{
+	k.host, err = host.Open(host.Config{
 		Record: filepath.Join(s.State, fileHost), Underlay: underlay, TunnelPort: s.VXLANPort, TunnelPeers: peers,
 	})
 	if err != nil {
 		return k, err
 	}
-	k.host = &hostSettings{door: door}
 	yielded, err := readYielded(filepath.Join(s.State, fileYielded))
 	if err != nil {
 		return k, err
@@ -92,6 +91,15 @@ func openKernel(s settings) (k *kernel, err error) {
 	return k, err
 }
 
+// doors are the kernel's, and the driver that runs containers as processes.
+func (k *kernel) doors() Doors {
+	return Doors{
+		Rules: k.rules, Fabric: k.fabric, Flows: ct.New(k.flows), Links: k.links, Host: k.host, Announcer: k.announcer,
+		MTU: k.device.MTU, Addresses: nodeAddresses,
+		Runtime: func(cfg runtime.Config) (runtime.Driver, error) { return runtime.NewProcess(cfg) },
+	}
+}
+
 // close frees the descriptors; the kernel keeps everything.
 func (k *kernel) close() {
 	if k.flows != nil {
@@ -101,7 +109,7 @@ func (k *kernel) close() {
 		_ = k.announcer.Close()
 	}
 	if k.host != nil {
-		k.host.door.Close()
+		k.host.Close()
 	}
 	if k.links != nil {
 		k.links.Close()
@@ -163,62 +171,16 @@ func nodeAddresses(announced []netip.Addr) ([]netip.Addr, error) {
 	return slices.Compact(out), nil
 }
 
-// nodeAddresses are those of the node now.
-func (k *kernel) nodeAddresses() ([]netip.Addr, error) {
-	announced, err := k.announcer.List()
-	if err != nil {
-		return nil, err
-	}
-	return nodeAddresses(announced)
-}
-
-// hostSettings serialises what is done to the host's settings.
-type hostSettings struct {
-	mu     sync.Mutex
-	door   *host.Host
-	writes int64
-	said   string
-}
-
-func (h *hostSettings) apply(log *slog.Logger) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n, err := h.door.Apply()
-	h.writes += int64(n)
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != h.said && err != nil {
-		log.Error("host settings are not as they should be, trying again", "error", err)
-	}
-	h.said = text
-}
-
-// Check reads every setting.
-func (h *hostSettings) Check() ([]host.State, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.door.Check()
-}
-
-// Writes counts the settings that were changed since the start.
-func (h *hostSettings) Writes() int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.writes
-}
-
 // lookEvery is how often the host is looked at: its settings, which other programs change, and its addresses.
 const lookEvery = 5 * time.Second
 
 // watchAnnouncements gives up addresses that other nodes announce, and keeps on disk that it did, until ctx ends.
-func (k *kernel) watchAnnouncements(ctx context.Context, path string, log *slog.Logger) error {
+func watchAnnouncements(ctx context.Context, announcer Announcer, path string, log *slog.Logger) error {
 	for {
-		err := k.announcer.Watch(ctx, func(c announce.Claim) {
+		err := announcer.Watch(ctx, func(c announce.Claim) {
 			log.Warn("another node announces an address that was held here; it is given up",
 				"address", c.Address.String(), "by", net.HardwareAddr(c.By[:]).String(), "epoch", c.Epoch)
-			if err := writeYielded(path, k.announcer.Yielded()); err != nil {
+			if err := writeYielded(path, announcer.Yielded()); err != nil {
 				log.Error("that an address was given up is not on disk", "address", c.Address.String(), "error", err)
 			}
 		})

@@ -16,7 +16,7 @@ import (
 
 // openPods opens the addresses, the runtime and the supervisor of pods.
 func (a *agent) openPods() error {
-	live, err := a.k.links.List()
+	live, err := a.doors.Links.List()
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (a *agent) openPods() error {
 	if a.set.SubstituteImages {
 		images = runtime.SubstituteImages
 	}
-	a.driver, err = runtime.NewProcess(runtime.Config{
+	a.driver, err = a.doors.Runtime(runtime.Config{
 		Root: a.state(dirRuntime), Shim: shim.Launcher{Argv: []string{"podwire", "serve", Name, "shim"}}, NodeName: a.set.Node,
 		Cluster: podfiles.Cluster{Domain: a.set.ClusterDomain, DNS: a.set.dns}, Images: images, Log: a.log,
 		OnChange: func(uid string) { a.pods.Changed(uid) },
@@ -44,9 +44,9 @@ func (a *agent) openPods() error {
 		return err
 	}
 	a.pods, err = pods.New(pods.Config{
-		Driver: a.driver, Links: a.k.links, Dataplane: gate{a}, Addresses: a.blocks,
+		Driver: a.driver, Links: a.doors.Links, Dataplane: gate{a}, Addresses: a.blocks,
 		Reporter: &control.Reporter{Pods: a.peers.pods}, Dir: a.state(dirPods), HostIPs: a.set.underlay,
-		MTU: a.k.device.MTU, Go: a.d.Go, Log: a.log,
+		MTU: a.doors.MTU, Go: a.d.Go, Log: a.log,
 	})
 	return err
 }

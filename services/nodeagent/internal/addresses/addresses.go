@@ -273,9 +273,11 @@ func (a *Allocator) lease(ctx context.Context) {
 }
 
 // leaseOne gets one block. The request id counts the node's blocks, so that an answer that was lost, and a state that
-// was lost, lead to the same block again; skip counts the ids that only led to blocks that are held already.
+// was lost, lead to the same block again; skip counts the ids that only led to blocks that were held already. A block that
+// Granted brought while the answer was on its way is the block that was asked for.
 func (a *Allocator) leaseOne(ctx context.Context, f Family, skip map[Family]int) error {
-	n := a.current.Load().count(f, a.rule()).blocks + skip[f] + 1
+	before := a.current.Load()
+	n := before.count(f, a.rule()).blocks + skip[f] + 1
 	lctx, cancel := context.WithTimeout(ctx, leaseTimeout)
 	defer cancel()
 	leased, err := a.cfg.Lessor.LeaseBlock(lctx, int(f), fmt.Sprintf("%s-block-%d", f, n))
@@ -284,7 +286,7 @@ func (a *Allocator) leaseOne(ctx context.Context, f Family, skip map[Family]int)
 	}
 	if err == nil {
 		err = a.do(ctx, func(p *pool) error {
-			if !p.add(block{Prefix: leased}) {
+			if !p.add(block{Prefix: leased}) && (before.has(leased) || !p.has(leased)) {
 				skip[f]++
 				return errs.New(errs.Conflict, "addresses: ipam gave %s, which is held already or cannot be used", leased)
 			}
@@ -292,14 +294,14 @@ func (a *Allocator) leaseOne(ctx context.Context, f Family, skip map[Family]int)
 		})
 	}
 	a.mu.Lock()
-	before := a.leaseProblem[f]
+	said := a.leaseProblem[f]
 	a.leaseProblem[f] = err
 	a.mu.Unlock()
 	switch {
 	case err == nil:
 		a.cfg.Log.InfoContext(ctx, "leased a block", "block", leased.String())
 		a.look()
-	case ctx.Err() == nil && (before == nil || before.Error() != err.Error()):
+	case ctx.Err() == nil && (said == nil || said.Error() != err.Error()):
 		a.cfg.Log.WarnContext(ctx, "lease another block", "family", f.String(), "error", err)
 	}
 	return err

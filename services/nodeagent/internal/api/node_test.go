@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,7 +13,9 @@ import (
 
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/nodestate"
+	"podwire.dev/internal/pki"
 	"podwire.dev/internal/push"
+	"podwire.dev/internal/rpc"
 	nodeagentv1 "podwire.dev/proto/podwire/nodeagent/v1"
 	"podwire.dev/services/nodeagent/internal/addresses"
 	"podwire.dev/services/nodeagent/internal/dataplane"
@@ -49,10 +53,13 @@ func (s *source) Accept() bool {
 
 type settings struct {
 	states []host.State
+	mended []Mending
 	err    error
 }
 
 func (s settings) Check() ([]host.State, error) { return s.states, s.err }
+
+func (s settings) Mended() []Mending { return s.mended }
 
 type blocks []addresses.Usage
 
@@ -191,10 +198,16 @@ func TestStatus(t *testing.T) {
 	}}
 	n := &Node{
 		Name: "node-1", Version: "v1", Started: time.Unix(1000, 0), Dataplane: k, Pods: counts{},
-		Sources:  []Source{&source{status: push.SubscriberStatus{Source: nodestate.SourceCluster, Problem: "connection refused"}}, frozen},
-		Settings: settings{states: []host.State{{Name: "net/ipv4/ip_forward", Wanted: "1", Actual: "0", Before: "0", Advice: "set it"}}},
-		Blocks:   blocks{{Prefix: netip.MustParsePrefix("10.244.0.0/26"), Size: 64, Used: 3, Quarantined: 2}},
-		Writes:   func() int64 { return 4 },
+		Sources: []Source{&source{status: push.SubscriberStatus{Source: nodestate.SourceCluster, Problem: "connection refused"}}, frozen},
+		Settings: settings{
+			states: []host.State{{Name: "net/ipv4/ip_forward", Wanted: "1", Actual: "0", Before: "0", Advice: "set it"}},
+			mended: []Mending{
+				{Name: "net/a", Found: "0", Wanted: "1", Times: 1, Last: time.Unix(1000, 0)},
+				{Name: "net/b", Found: "0", Wanted: "1", Times: 3, Last: time.Unix(2000, 0)},
+			},
+		},
+		Blocks: blocks{{Prefix: netip.MustParsePrefix("10.244.0.0/26"), Size: 64, Used: 3, Quarantined: 2}},
+		Writes: func() int64 { return 4 },
 	}
 	got, err := n.Status(t.Context(), &nodeagentv1.StatusRequest{})
 	if err != nil {
@@ -214,6 +227,8 @@ func TestStatus(t *testing.T) {
 	text := strings.Join(got.GetWarnings(), "\n")
 	for _, want := range []string{
 		"member node-9: bad", "cluster: connection refused", "ipam: went backwards", `ip_forward is "0", wanted "1": set it`, "default/x: no driver",
+		`host setting net/a: somebody else changed it to "0"; put back to "1" once, last at 1970-01-01T00:16:40Z`,
+		`put back to "1" 3 times, last at 1970-01-01T00:33:20Z`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no warning %q in\n%s", want, text)
@@ -230,13 +245,33 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// What somebody accepted is on record: who, and which versions.
 func TestAccept(t *testing.T) {
 	well, frozen := &source{status: push.SubscriberStatus{Source: nodestate.SourceIPAM}}, &source{status: push.SubscriberStatus{
 		Source: nodestate.SourcePolicy, Frozen: true,
+		Held: nodestate.Version{ClusterID: 0xabc, Revision: 900}, Offered: nodestate.Version{ClusterID: 0xdef, Revision: 17},
 	}}
-	n := &Node{Sources: []Source{well, frozen}}
-	got, err := n.Accept(t.Context(), &nodeagentv1.AcceptRequest{})
-	if err != nil || !slices.Equal(got.GetServices(), []string{"policy"}) || frozen.accepted != 1 {
+	var log bytes.Buffer
+	n := &Node{Name: "node-1", Sources: []Source{well, frozen}, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	ctx := rpc.WithIdentity(t.Context(), pki.User("ada"))
+	got, err := n.Accept(ctx, &nodeagentv1.AcceptRequest{})
+	if err != nil || !slices.Equal(got.GetServices(), []string{"policy"}) || frozen.accepted != 1 || well.accepted != 0 {
 		t.Errorf("got %v %v", got, err)
+	}
+	if lines := strings.Count(log.String(), "\n"); lines != 1 {
+		t.Errorf("%d records, want one for each slice that was accepted:\n%s", lines, log.String())
+	}
+	for _, want := range []string{
+		"level=WARN", "audit", "identity=/user/ada", "node=node-1", "service=policy", `held="{abc, 900}"`, `offered="{def, 17}"`,
+	} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %s in the record\n%s", want, log.String())
+		}
+	}
+	log.Reset()
+	frozen.status.Frozen = false
+	if _, err := n.Accept(ctx, &nodeagentv1.AcceptRequest{}); err != nil || !strings.Contains(log.String(), "nothing is frozen") ||
+		!strings.Contains(log.String(), "identity=/user/ada") {
+		t.Errorf("%v\n%s", err, log.String())
 	}
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -34,20 +35,7 @@ func (n *Node) Status(ctx context.Context, _ *nodeagentv1.StatusRequest) (*nodea
 			out.Warnings = append(out.Warnings, fmt.Sprintf("%s: %s", st.Source, st.Problem))
 		}
 	}
-	settings, err := n.Settings.Check()
-	if err != nil {
-		out.Warnings = append(out.Warnings, "host settings cannot be read: "+err.Error())
-	}
-	for _, s := range settings {
-		out.Settings = append(out.Settings, settingOf(s))
-		if !s.OK() {
-			warning := fmt.Sprintf("host setting %s is %q, wanted %q", s.Name, s.Actual, s.Wanted)
-			if s.Advice != "" {
-				warning += ": " + s.Advice
-			}
-			out.Warnings = append(out.Warnings, warning)
-		}
-	}
+	n.tellSettings(out)
 	for _, b := range n.Blocks.Blocks() {
 		out.Blocks = append(out.Blocks, &nodeagentv1.BlockStatus{
 			Cidr: b.Prefix.String(), Size: int32(b.Size), Used: int32(b.Used), Quarantined: int32(b.Quarantined),
@@ -62,6 +50,32 @@ func (n *Node) Status(ctx context.Context, _ *nodeagentv1.StatusRequest) (*nodea
 	out.KernelWrites += others
 	out.KernelObjectsWritten += others
 	return out, nil
+}
+
+// tellSettings tells the host's settings, and which are not, or were not, as they should be.
+func (n *Node) tellSettings(out *nodeagentv1.StatusResponse) {
+	settings, err := n.Settings.Check()
+	if err != nil {
+		out.Warnings = append(out.Warnings, "host settings cannot be read: "+err.Error())
+	}
+	for _, s := range settings {
+		out.Settings = append(out.Settings, settingOf(s))
+		if !s.OK() && s.Advice != "" { // the list above says what is wrong, and not what to do
+			out.Warnings = append(out.Warnings, fmt.Sprintf("host setting %s is %q, wanted %q: %s", s.Name, s.Actual, s.Wanted, s.Advice))
+		}
+	}
+	for _, m := range n.Settings.Mended() {
+		out.Warnings = append(out.Warnings, fmt.Sprintf("host setting %s: somebody else changed it to %q; put back to %q %s, last at %s",
+			m.Name, m.Found, m.Wanted, times(m.Times), m.Last.UTC().Format(time.RFC3339)))
+	}
+}
+
+// times is how often, for people.
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 // rowsOf counts the rows of each source. Cluster's are not the dataplane's.

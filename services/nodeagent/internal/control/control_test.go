@@ -287,8 +287,8 @@ func TestTheNodeLearnsThatItIsHeardAgain(t *testing.T) {
 		}
 		running(t, h.Run, func() {
 			elapse(time.Second)
-			if returned != 0 {
-				t.Error("the first stream is no return")
+			if returned != 1 {
+				t.Errorf("told %d times, want once: an agent that starts does not know what was said of its node while it was away", returned)
 			}
 			r.mu.Lock()
 			silentNow = true
@@ -298,8 +298,8 @@ func TestTheNodeLearnsThatItIsHeardAgain(t *testing.T) {
 			silentNow = false
 			r.mu.Unlock()
 			elapse(deaf + lastPause + time.Second)
-			if returned != 1 {
-				t.Errorf("returned %d times, want once", returned)
+			if returned != 2 {
+				t.Errorf("told %d times, want twice: at the first stream, and after the silence", returned)
 			}
 		})
 	})

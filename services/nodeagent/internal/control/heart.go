@@ -34,13 +34,11 @@ type Heart struct {
 	Health func() Health
 	// Watermark gets the revision that the watermarks of all required services have passed.
 	Watermark func(revision int64)
-	// Returned is called when cluster hears the node again after a stream that ended: it may have declared the node dead
-	// meanwhile, and said so in what the node reports.
+	// Returned is called when cluster hears the node again, or for the first time: before, it may have declared the node
+	// dead, and said so in what the node reports. An agent that has just started does not know for how long nobody spoke
+	// for its node.
 	Returned func()
 	Log      *slog.Logger
-
-	// known says that an earlier stream was answered; of the goroutine of Run.
-	known bool
 }
 
 // Run beats until ctx ends.
@@ -114,10 +112,10 @@ func (h *Heart) beat(ctx context.Context, replica clusterv1.LivenessServiceClien
 		if to := resp.GetLeaderTarget(); to != "" {
 			return to, heard, nil
 		}
-		if !heard && h.known && h.Returned != nil {
+		if !heard && h.Returned != nil {
 			h.Returned()
 		}
-		heard, h.known = true, true
+		heard = true
 		h.Watermark(resp.GetRequiredWatermark())
 	}
 }

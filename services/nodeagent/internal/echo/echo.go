@@ -5,7 +5,8 @@
 // one line "<pod> <client address>" (the address without a port, IPv6 without
 // brackets). A TCP or SCTP port answers HTTP to what begins as HTTP, and the bare line
 // after 200 ms of silence or to any other bytes, then once per line that it is sent;
-// UDP answers each datagram from the address it was sent to.
+// an HTTP answer's header says what arrived (Echo-Request, Echo-Host,
+// Echo-Forwarded-For); UDP answers each datagram from the address it was sent to.
 //
 // Invariants: it listens on both families where the kernel has both; connections are
 // bounded in number and in idle time, lines in length; when Serve's context ends,
@@ -281,6 +282,12 @@ func (s *Server) answerHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
+	// What arrived, for those who look at what is between them and us.
+	w.Header().Set("Echo-Request", r.Method+" "+r.RequestURI)
+	w.Header().Set("Echo-Host", r.Host)
+	if via := r.Header.Values("X-Forwarded-For"); len(via) > 0 {
+		w.Header().Set("Echo-Forwarded-For", strings.Join(via, ", "))
+	}
 	fmt.Fprintf(w, "%s %s\n", s.name, strings.TrimPrefix(host, "::ffff:"))
 }
 

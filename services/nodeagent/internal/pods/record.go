@@ -20,6 +20,8 @@ type record struct {
 	Taken time.Time `json:"taken"`
 	// State is what the last status was computed from.
 	State runtime.PodState `json:"state"`
+	// Expired says that the pod was active for longer than its deadline, and that the node ends it for that.
+	Expired bool `json:"expired,omitempty"`
 	// Finished says that the pod is not to be started again.
 	Finished bool `json:"finished"`
 	// Status is the status that cluster confirmed last (podwire.object.v1.PodStatus), stored at Revision.

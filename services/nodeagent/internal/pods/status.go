@@ -26,6 +26,9 @@ func (w *worker) observe(ctx context.Context) bool {
 	ending := row.deleting || w.vanished > 0
 	known := w.record.State
 	state.StartedAt = w.record.Taken
+	if w.record.Expired {
+		state.Ended = runtime.Ending{Reason: reasonDeadline, Message: "Pod was active on the node longer than the specified deadline"}
+	}
 	if len(w.net.PodIPs) > 0 {
 		state.Net = w.net
 	}

@@ -201,7 +201,13 @@ func (w *worker) start(ctx context.Context) bool {
 	sctx, span := telemetry.StartFrom(sctx, row.traceparent, "pod.start")
 	span.SetObject("pods", row.ref.Namespace, row.ref.Name)
 	var pause backoff
+	var due deadline
 	for {
+		if w.overdue() {
+			w.expire(ctx)
+			span.End(nil)
+			return ctx.Err() == nil
+		}
 		p, err := w.bringUp(sctx)
 		if sctx.Err() != nil {
 			span.End(sctx.Err())
@@ -214,6 +220,7 @@ func (w *worker) start(ctx context.Context) bool {
 		}
 		select {
 		case <-w.s.cfg.Clock.After(pause.next()):
+		case <-due.of(w):
 		case <-sctx.Done():
 		}
 	}
@@ -303,9 +310,13 @@ func (w *worker) serve(ctx context.Context) {
 		images = started
 	}
 	var retry backoff
+	var due deadline
 	resync := w.s.cfg.Clock.After(w.s.cfg.Resync)
 	for !w.ending() && ctx.Err() == nil {
 		var again <-chan time.Time
+		if w.overdue() {
+			w.expire(ctx)
+		}
 		if err := w.step(ctx, &images); err != nil && ctx.Err() == nil {
 			w.s.cfg.Log.ErrorContext(ctx, "pod", "pod", w.current().ref.String(), "error", err)
 			again = w.s.cfg.Clock.After(retry.next())
@@ -315,6 +326,7 @@ func (w *worker) serve(ctx context.Context) {
 		select {
 		case <-w.wake:
 		case <-again:
+		case <-due.of(w):
 		case <-resync:
 			if err := w.repair(ctx); err != nil && ctx.Err() == nil {
 				w.s.cfg.Log.ErrorContext(ctx, "repair pod", "pod", w.current().ref.String(), "error", err)

@@ -273,7 +273,8 @@ func (l Launcher) Enter(ctx context.Context, dir string, argv []string, stdio St
 	return code, ctx.Err()
 }
 
-// Host runs argv where this process is. Otherwise it is like Enter.
+// Host runs argv where this process is, with the built-in tools "probe" and, where there is no other, "pkill". Otherwise
+// it is like Enter.
 func (l Launcher) Host(ctx context.Context, argv []string, stdio Stdio) (int, error) {
 	if len(argv) == 0 {
 		return 0, errors.New("no command to run")
@@ -283,7 +284,10 @@ func (l Launcher) Host(ctx context.Context, argv []string, stdio Stdio) (int, er
 	if argv[0] != ProbeCommand {
 		path, err := lookPath(argv[0], cmd.Env)
 		var f failure
-		if errors.As(err, &f) {
+		switch {
+		case errors.As(err, &f) && f.Code == CodeNotFound && argv[0] == PkillCommand:
+			path, argv = cmd.Path, l.command(append([]string{stagePkill}, argv[1:]...)...).Args
+		case err != nil && errors.As(err, &f):
 			if stdio.Stderr != nil {
 				fmt.Fprintln(stdio.Stderr, f.Message)
 			}

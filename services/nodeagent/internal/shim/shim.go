@@ -41,6 +41,7 @@ const (
 	stageEnter  = "enter"
 	stageInside = "inside"
 	stageProbe  = "probe"
+	stagePkill  = "pkill"
 )
 
 // The files of one run of one container.
@@ -147,7 +148,7 @@ func Main(args []string) (handled bool, code int) {
 	}
 	prefix := os.Args[:len(os.Args)-len(rest)]
 	if len(rest) < 2 {
-		fmt.Fprintln(os.Stderr, "shim: started by the agent only: want run|init|enter|inside DIR or probe ARGS")
+		fmt.Fprintln(os.Stderr, "shim: started by the agent only: want run|init|enter|inside DIR, probe ARGS or pkill ARGS")
 		return true, 2
 	}
 	switch stage := rest[0]; stage {
@@ -161,6 +162,8 @@ func Main(args []string) (handled bool, code int) {
 		return true, insideStage(rest[1], rest[2:])
 	case stageProbe:
 		return true, runProbe(rest[1:])
+	case stagePkill:
+		return true, pkill("/proc", rest[1:], os.Stderr)
 	default:
 		fmt.Fprintf(os.Stderr, "shim: unknown stage %q\n", stage)
 		return true, 2
