@@ -161,3 +161,52 @@ func (s *Store) Reseal(ctx context.Context) (int, error) {
 	}
 	return done, nil
 }
+
+// Ended says whether the content of a Namespace is to go, and what asked for it.
+type Ended func(namespace string) (Cause, bool)
+
+// DeleteUnopened removes the Secrets that do not open, where their Namespace has ended: nobody else can, since nobody
+// sees them. namespace narrows the search to one; empty searches all. Each is deleted as it was read, with a tombstone and
+// the cause that ended gives, and only while lead is held. It returns how many it deleted; what another writer changes
+// meanwhile stays.
+func (s *Store) DeleteUnopened(ctx context.Context, lead *Leadership, namespace string, ended Ended) (int, error) {
+	factory, ok := s.knows(SecretKind)
+	if !ok {
+		return 0, nil
+	}
+	prefix := secretRoot + SecretKind + "/"
+	if namespace != "" {
+		prefix += namespace + "/"
+	}
+	done := 0
+	req := kv.RangeRequest{Key: prefix, End: kv.PrefixEnd(prefix), Limit: secretPage}
+	for more := true; more; {
+		resp, err := s.engine.Range(ctx, req)
+		if err != nil {
+			return done, wrap(err, "store: list %s that do not open", SecretKind)
+		}
+		s.note(resp.Header)
+		for _, pair := range resp.KVs {
+			req.Key = pair.Key + "\x00"
+			rec, _, err := s.record(pair)
+			if !errors.Is(err, ErrSealed) {
+				continue
+			}
+			cause, over := ended(rec.Key.Namespace)
+			if !over {
+				continue
+			}
+			rec.Object = shell(rec.Key, factory)
+			_, err = s.Txn().RequireLeader(lead).Delete(rec, CausedBy(cause), TracedAs(cause.Traceparent)).Commit(ctx)
+			var lost *FailedCompare
+			switch {
+			case err == nil:
+				done++
+			case !errors.As(err, &lost) || lost.Object != rec.Key:
+				return done, errs.Wrap(err, "store: delete %s, which does not open", rec.Key)
+			}
+		}
+		more = resp.More && len(resp.KVs) > 0
+	}
+	return done, nil
+}

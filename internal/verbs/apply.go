@@ -230,11 +230,11 @@ func (h *Handler[O]) manage(t try[O]) {
 	if !t.exists {
 		meta.Uid = newUID()
 		meta.CreationTimestamp = timestamppb.New(h.now().Truncate(second))
-		meta.Generation = 1
+		meta.Generation = h.generation(1)
 		meta.DeletionTimestamp, meta.DeletionGracePeriodSeconds = nil, nil
 		return
 	}
-	meta.Uid, meta.CreationTimestamp, meta.Generation = old.GetUid(), old.GetCreationTimestamp(), old.GetGeneration()
+	meta.Uid, meta.CreationTimestamp, meta.Generation = old.GetUid(), old.GetCreationTimestamp(), h.generation(old.GetGeneration())
 	meta.DeletionTimestamp, meta.DeletionGracePeriodSeconds = old.GetDeletionTimestamp(), old.DeletionGracePeriodSeconds
 	copyField(t.obj, t.old, "status")
 }
@@ -242,8 +242,16 @@ func (h *Handler[O]) manage(t try[O]) {
 // count raises the generation if the object wants something new.
 func (h *Handler[O]) count(t try[O]) {
 	if t.exists && !h.specEqual(t.obj, t.old) {
-		t.obj.GetMetadata().Generation = t.old.GetMetadata().GetGeneration() + 1
+		t.obj.GetMetadata().Generation = h.generation(t.old.GetMetadata().GetGeneration() + 1)
 	}
+}
+
+// generation is n, or 0 for a kind without generations.
+func (h *Handler[O]) generation(n int32) int32 {
+	if h.rules.NoGeneration {
+		return 0
+	}
+	return n
 }
 
 // write commits the object, unless there is nothing to write.

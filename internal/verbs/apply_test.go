@@ -376,3 +376,25 @@ func TestNameRules(t *testing.T) {
 		}
 	}
 }
+
+// TestNoGeneration: a kind that has none never gets one, whatever the caller says.
+func TestNoGeneration(t *testing.T) {
+	b := newBench(t)
+	rules := b.podRules()
+	rules.NoGeneration = true
+	pods := verbs.New(b.Store, rules)
+	pod := &objectv1.Pod{Metadata: &objectv1.ObjectMeta{Namespace: "a", Name: "web", Generation: 3}, Spec: &objectv1.PodSpec{}}
+	check := func(what string, got *objectv1.Pod, err error) {
+		t.Helper()
+		if err != nil || got.GetMetadata().GetGeneration() != 0 {
+			t.Errorf("%s: %v, %v", what, got.GetMetadata(), err)
+		}
+	}
+	created, err := pods.Apply(t.Context(), verbs.ApplyRequest[*objectv1.Pod]{Object: pod})
+	check("created", created.Object, err)
+	pod.Spec.NodeName = "node-1"
+	changed, err := pods.Apply(t.Context(), verbs.ApplyRequest[*objectv1.Pod]{Object: pod})
+	check("changed", changed.Object, err)
+	ending, err := pods.Delete(t.Context(), verbs.DeleteRequest{Namespace: "a", Name: "web", GraceSeconds: ptr(int32(9))})
+	check("ending", ending.Object, err)
+}

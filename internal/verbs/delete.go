@@ -132,7 +132,7 @@ func (h *Handler[O]) markDeleted(obj O, seconds int32) bool {
 	}
 	if meta.GetDeletionTimestamp() == nil {
 		// Kubernetes counts the mark as a change of what is wanted.
-		meta.Generation++
+		meta.Generation = h.generation(meta.GetGeneration() + 1)
 	}
 	meta.DeletionTimestamp = timestamppb.New(h.now().Add(time.Duration(seconds) * second).Truncate(second))
 	meta.DeletionGracePeriodSeconds = &seconds

@@ -6,8 +6,8 @@
 // paths.
 //
 // Invariants: status is written by UpdateStatus only, everything else by Apply only; uid, creationTimestamp, generation,
-// resourceVersion and deletionTimestamp are the server's; generation rises exactly when something other than metadata
-// and status changes; what would change nothing is not written; an object of a namespaced kind is created only in the
+// resourceVersion and deletionTimestamp are the server's; generation, where the kind has it, rises exactly when something
+// other than metadata and status changes; what would change nothing is not written; an object of a namespaced kind is created only in the
 // transaction that finds its Namespace there and not terminating. Objects that come out of the store are never changed,
 // only clones.
 //
@@ -56,6 +56,8 @@ type Rules[O store.Object] struct {
 	APIVersion string
 	Noun       string
 	Scope      Scope
+	// NoGeneration is set for a kind whose objects have no metadata.generation, as Secrets have none in Kubernetes.
+	NoGeneration bool
 	// Name is the rule for metadata.name; nil is DNSSubdomain.
 	Name NameRule
 

@@ -56,6 +56,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Subject) {
 		{"SecretsAreOfTheWorld", testSealedWorld},
 		{"WithoutKeysNoSecrets", testUnkeyed},
 		{"WhatDoesNotOpenIsAbsent", testUnsealable},
+		{"WhatDoesNotOpenEndsWithItsNamespace", testDeleteUnopened},
 		{"KeysAreReplaced", testReseal},
 		{"LostAnswerOfASecret", testSealedLostAnswer},
 	} {

@@ -275,6 +275,64 @@ func testUnsealable(t *testing.T, b *bench) {
 	}
 }
 
+// What does not open goes with its Namespace, by the leader only, with a tombstone; everything else stays.
+func testDeleteUnopened(t *testing.T, b *bench) {
+	before, _ := b.sealing(t, seal.NewKey())
+	after, _ := b.sealing(t, seal.NewKey())
+	for _, ns := range []string{"ended", "kept"} {
+		commit(t, b.ctx, before.Txn().Create(secret(ns, "lost"), store.SecretKind))
+		commit(t, b.ctx, after.Txn().Create(secret(ns, "good"), store.SecretKind))
+	}
+	for n := range 40 { // more than one page
+		commit(t, b.ctx, before.Txn().Create(secret("ended", fmt.Sprintf("many-%d", n)), store.SecretKind))
+	}
+	noise := b.raw(t, "/podwire/o/~sealed")
+	b.put(t, "/podwire/s/secrets/ended/noise", noise)
+	cause := store.Cause{Revision: 42, Traceparent: "00-11111111111111111111111111111111-2222222222222222-01"}
+	ended := func(ns string) (store.Cause, bool) { return cause, ns == "ended" }
+	leading := b.session(t)
+	lead, err := leading.Campaign(b.ctx, "ingress", "one", "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		namespace string
+		want      int
+	}{{"kept", 0}, {"ended", 42}, {"ended", 0}, {"", 0}} {
+		if n, err := after.DeleteUnopened(b.ctx, lead, c.namespace, ended); err != nil || n != c.want {
+			t.Errorf("%q: deleted %d, %v, want %d", c.namespace, n, err, c.want)
+		}
+	}
+	if held := b.everything(t); !strings.Contains(held, "/podwire/o/~deleted/secrets/ended/lost = ") ||
+		strings.Contains(held, "/podwire/s/secrets/ended/lost") || !strings.Contains(held, "/podwire/s/secrets/ended/good = ") ||
+		!strings.Contains(held, "/podwire/s/secrets/kept/lost = ") {
+		t.Errorf("etcd holds\n%s", held)
+	}
+	page, err := after.List(b.ctx, store.ListQuery{Kind: store.SecretKind})
+	if err != nil || !slices.Equal(namesOf(page), []string{"ended/good", "kept/good"}) {
+		t.Errorf("list %v, %v", namesOf(page), err)
+	}
+	at := commit(t, b.ctx, before.Txn().Create(secret("ended", "last"), store.SecretKind))
+	if n, err := after.DeleteUnopened(b.ctx, lead, "", ended); err != nil || n != 1 {
+		t.Errorf("in all Namespaces: deleted %d, %v, want 1", n, err)
+	}
+	batches := (&bench{Subject: b.Subject, Store: before, link: b.link, ctx: b.ctx}).watched(t, store.WatchQuery{From: at + 1}, at+1)
+	wantStory(t, story(batches, at), []string{"+1 deleted last"})
+	if gone := batches[len(batches)-1].Events[0]; gone.Cause != cause || gone.UID != "" {
+		t.Errorf("deletion %+v", gone)
+	}
+	commit(t, b.ctx, before.Txn().Create(secret("ended", "fenced"), store.SecretKind))
+	if err := leading.Close(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := after.DeleteUnopened(b.ctx, lead, "", ended); n != 0 || !errs.Is(err, errs.Conflict) {
+		t.Errorf("who does not lead deleted %d, %v", n, err)
+	}
+	if n, err := b.other().DeleteUnopened(b.ctx, lead, "", ended); err != nil || n != 0 {
+		t.Errorf("without keys: %d, %v", n, err)
+	}
+}
+
 func testReseal(t *testing.T, b *bench) {
 	old, fresh := seal.NewKey(), seal.NewKey()
 	before, _ := b.sealing(t, old)

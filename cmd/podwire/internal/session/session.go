@@ -1,6 +1,7 @@
 // Package session is what every command has in common: its streams, which Podwire it talks to, and how it ends.
 //
-// In: the flags --state, --connect and --identity, and PODWIRE_STATE. Out: connections to services and agents, and exit
+// In: the flags --state, --connect and --identity, and PODWIRE_STATE, PODWIRE_CONNECT and PODWIRE_IDENTITY, which stand in
+// for them. Out: connections to services and agents, and exit
 // statuses. Under `podwire up` a service is a socket of the state directory; elsewhere cluster's directory tells where a
 // service or an agent listens. The package must not print anything and must not know any command.
 package session
@@ -93,8 +94,10 @@ type Env struct {
 func (e *Env) AddFlags(flags *pflag.FlagSet) {
 	state := cmp.Or(os.Getenv("PODWIRE_STATE"), statedir.Default)
 	flags.StringVar(&e.State, "state", state, "state `DIR` of `podwire up`; also PODWIRE_STATE")
-	flags.StringVar(&e.Connect, "connect", "", "gRPC `TARGET` of cluster, such as dns:///cluster:7443, instead of a state directory")
-	flags.StringVar(&e.Identity, "identity", "", "`DIR` with ca.crt, tls.crt and tls.key for --connect")
+	flags.StringVar(&e.Connect, "connect", os.Getenv("PODWIRE_CONNECT"),
+		"gRPC `TARGET` of cluster, such as dns:///cluster:7443, instead of a state directory; also PODWIRE_CONNECT")
+	flags.StringVar(&e.Identity, "identity", os.Getenv("PODWIRE_IDENTITY"),
+		"`DIR` with ca.crt, tls.crt and tls.key for --connect; also PODWIRE_IDENTITY")
 }
 
 // Check says whether the flags fit together.
@@ -111,10 +114,11 @@ func (e *Env) Check() error {
 // Dir is the state directory.
 func (e *Env) Dir() (statedir.Dir, error) { return statedir.Resolve(e.State) }
 
-// OutsideNetNS is the path of the network namespace that stands outside of the cluster. Only `podwire up` has one.
+// OutsideNetNS is the path of the network namespace that stands outside of the cluster, which `podwire up` made. Whoever
+// connects over the network stands outside already: empty for the caller's own.
 func (e *Env) OutsideNetNS() (string, error) {
 	if e.Connect != "" {
-		return "", errs.New(errs.Invalid, "--outside: is a namespace of `podwire up` on this machine, which --connect does not reach")
+		return "", nil
 	}
 	dir, err := e.Dir()
 	if err != nil {

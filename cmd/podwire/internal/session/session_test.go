@@ -175,7 +175,31 @@ func TestConnect(t *testing.T) {
 	if _, err := env.Dial(t.Context(), "policy"); !errs.Is(err, errs.Unavailable) {
 		t.Errorf("a service without replicas: %v, want Unavailable", err)
 	}
-	if _, err := env.OutsideNetNS(); !errs.Is(err, errs.Invalid) {
-		t.Errorf("outside of a remote cluster: %v, want Invalid", err)
+	if path, err := env.OutsideNetNS(); path != "" || err != nil {
+		t.Errorf("outside of a remote cluster: %q, %v, want where the caller is", path, err)
+	}
+}
+
+func TestFlagsStandInTheEnvironment(t *testing.T) {
+	t.Setenv("PODWIRE_STATE", "/srv/state")
+	t.Setenv("PODWIRE_CONNECT", "dns:///cluster:7443")
+	t.Setenv("PODWIRE_IDENTITY", "/run/identity")
+	for _, tt := range []struct {
+		args []string
+		want session.Env
+	}{
+		{nil, session.Env{State: "/srv/state", Connect: "dns:///cluster:7443", Identity: "/run/identity"}},
+		{[]string{"--connect", "localhost:1"}, session.Env{State: "/srv/state", Connect: "localhost:1", Identity: "/run/identity"}},
+		{[]string{"--connect=", "--identity="}, session.Env{State: "/srv/state"}},
+	} {
+		var env session.Env
+		flags := pflag.NewFlagSet("podwire", pflag.ContinueOnError)
+		env.AddFlags(flags)
+		if err := flags.Parse(tt.args); err != nil {
+			t.Fatal(err)
+		}
+		if env != tt.want {
+			t.Errorf("%q: %+v, want %+v", tt.args, env, tt.want)
+		}
 	}
 }

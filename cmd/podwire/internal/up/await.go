@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +29,7 @@ const (
 	tailLines = 8
 )
 
-// await waits until every service serves and every node is Ready. It is a Timeout, or a failure at once if a child
+// await waits until every service serves, every fabric member among them is an endpoint, and every node is Ready. It is a Timeout, or a failure at once if a child
 // keeps dying; either names what is not up, why, and the end of its log.
 func await(ctx context.Context, env *session.Env, i instance, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errTooLate)
@@ -76,7 +77,11 @@ func (w *waiter) ask(ctx context.Context) {
 	defer cancel()
 	for _, service := range serviceNames() {
 		if _, waits := w.waiting[service]; waits {
-			w.note(service, "SERVING", w.serves(ctx, service))
+			why := w.serves(ctx, service)
+			if why == nil && slices.Contains(memberServices(), service) {
+				why = w.readyMember(ctx, memberName(service))
+			}
+			w.note(service, "SERVING", why)
 		}
 	}
 	if _, waits := w.waiting["cluster"]; waits {
@@ -121,6 +126,34 @@ func (w *waiter) serves(ctx context.Context, service string) error {
 	}
 	return rpc.CheckHealth(ctx, "unix://"+socket, pki.Service(service), nil)
 }
+
+// readyMember says what keeps a fabric member from being an endpoint of its Service; nil for nothing.
+func (w *waiter) readyMember(ctx context.Context, name string) error {
+	conn, err := w.env.Dial(ctx, "cluster")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	resp, err := clusterv1.NewPodServiceClient(conn).Get(ctx, &clusterv1.PodServiceGetRequest{Namespace: memberNamespace, Name: name})
+	if errs.Is(err, errs.NotFound) {
+		return errs.New(errs.Unavailable, "its Pod %s/%s is not there yet", memberNamespace, name)
+	}
+	if err != nil {
+		return err
+	}
+	for _, c := range resp.GetObject().GetStatus().GetConditions() {
+		if c.GetType() == "Ready" && c.GetStatus() == "True" {
+			return nil
+		}
+		if c.GetType() == "Ready" {
+			return errs.New(errs.Unavailable, "its Pod %s/%s is not Ready: %s: %s", memberNamespace, name, c.GetReason(), c.GetMessage())
+		}
+	}
+	return errs.New(errs.Unavailable, "its Pod %s/%s has no condition Ready yet", memberNamespace, name)
+}
+
+// memberNamespace is where cluster keeps the Pods of fabric members.
+const memberNamespace = "kube-system"
 
 // readyNodes maps each node to what keeps it from being Ready; nil for nothing.
 func (w *waiter) readyNodes(ctx context.Context) (map[string]error, error) {

@@ -26,6 +26,7 @@ const (
 	grpcPort      = "7443"
 	etcdPort      = "2379"
 	vxlanPort     = 8472
+	dnsPort       = 53
 	clusterDomain = "cluster.local"
 	nodePorts     = "30000-32767"
 	// kubeDNSHost is the address of kube-system/kube-dns in each Service range.
@@ -34,12 +35,18 @@ const (
 	lastTurn = 1
 )
 
+// joiners is where in serviceNames those begin that join: etcd and cluster have their leaves from the start.
+const joiners = 2
+
+// agentPeers are the services that agents need.
+func agentPeers() []string { return []string{"cluster", "ipam", "svcproxy", "policy"} }
+
 // agentName is the service that runs on nodes.
 const agentName = "nodeagent"
 
-// pkiPlan is what gets join tokens: cluster and etcd have their leaves from the start.
+// pkiPlan is what gets join tokens.
 func (i instance) pkiPlan() pki.Plan {
-	return pki.Plan{Services: []string{"ipam", "svcproxy", "policy"}, Nodes: i.opts.nodeNames()}
+	return pki.Plan{Services: serviceNames()[joiners:], Nodes: i.opts.nodeNames()}
 }
 
 // address is the IPv4 address of a service on the underlay: what others dial.
@@ -112,14 +119,35 @@ type config struct {
 	LoadBalancers []string       `yaml:"loadBalancers,omitempty"`
 	NodePorts     string         `yaml:"nodePorts,omitempty"`
 
-	ClusterDomain string       `yaml:"clusterDomain,omitempty"` // cluster, svcproxy, nodeagent
+	ClusterDomain string       `yaml:"clusterDomain,omitempty"` // cluster, svcproxy, dns, nodeagent
 	ClusterDNS    []netip.Addr `yaml:"clusterDNS,omitempty"`
+
+	Member       *memberPlace   `yaml:"member,omitempty"` // dns, ingress
+	Ranges       []netip.Prefix `yaml:"ranges,omitempty"` // dns
+	Forward      *forward       `yaml:"forward,omitempty"`
+	IngressClass *ingressClass  `yaml:"ingressClass,omitempty"` // ingress
+	SecretsKey   string         `yaml:"secretsKey,omitempty"`
 
 	Node             string       `yaml:"node,omitempty"` // nodeagent
 	Underlay         []netip.Addr `yaml:"underlay,omitempty"`
 	State            string       `yaml:"state,omitempty"`
 	VXLANPort        int          `yaml:"vxlanPort,omitempty"`
 	SubstituteImages bool         `yaml:"substituteImages,omitempty"`
+}
+
+type memberPlace struct {
+	Name      string       `yaml:"name"`
+	Underlay  []netip.Addr `yaml:"underlay"`
+	VXLANPort int          `yaml:"vxlanPort"`
+}
+
+type forward struct {
+	Upstreams []netip.AddrPort `yaml:"upstreams"`
+}
+
+type ingressClass struct {
+	Name    string `yaml:"name"`
+	Default bool   `yaml:"default"`
 }
 
 type join struct {
@@ -161,7 +189,7 @@ func (i instance) serviceConfig(service string) config {
 	}
 	switch service {
 	case "cluster":
-		c.Required = []string{"cluster", "ipam", "svcproxy", "policy"}
+		c.Required = serviceNames()[1:]
 		c.CADir, c.ClusterDomain = i.dir.Path("pki"), clusterDomain
 	case "ipam":
 		c.Pods, c.Services, c.NodePorts = i.opts.Pods, i.opts.Services, nodePorts
@@ -171,8 +199,27 @@ func (i instance) serviceConfig(service string) config {
 	case "svcproxy":
 		c.ClusterDomain, c.ClusterDNS = clusterDomain, i.clusterDNS()
 		c.Peers["ipam"] = i.target("ipam")
+	case "dns":
+		i.place(&c, service)
+		c.ClusterDomain, c.Ranges = clusterDomain, slices.Concat(i.opts.Pods, i.opts.Services)
+		c.Forward = &forward{Upstreams: []netip.AddrPort{netip.AddrPortFrom(i.opts.hosts(outsideHost)[0].Addr(), dnsPort)}}
+	case "ingress":
+		i.place(&c, service)
+		c.IngressClass = &ingressClass{Name: "nginx-example", Default: true}
+		c.SecretsKey = i.dir.Path("pki", pki.SecretsKeyFile)
 	}
 	return c
+}
+
+// place gives a service's replica its place in the fabric.
+func (i instance) place(c *config, service string) {
+	c.Member = &memberPlace{Name: memberName(service), VXLANPort: vxlanPort}
+	for _, p := range i.opts.hosts(firstServiceHost + slices.Index(serviceNames(), service)) {
+		c.Member.Underlay = append(c.Member.Underlay, p.Addr())
+	}
+	for _, peer := range []string{"cluster", "ipam"} {
+		c.Peers[peer] = i.target(peer)
+	}
 }
 
 func (i instance) agentConfig(n int, node string) config {
@@ -187,7 +234,7 @@ func (i instance) agentConfig(n int, node string) config {
 		c.Underlay = append(c.Underlay, p.Addr())
 	}
 	c.Advertise = net.JoinHostPort(c.Underlay[0].String(), grpcPort)
-	for _, service := range serviceNames()[1:] {
+	for _, service := range agentPeers() {
 		c.Peers[service] = i.target(service)
 	}
 	return c

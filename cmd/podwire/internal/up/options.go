@@ -39,7 +39,15 @@ const (
 )
 
 // serviceNames are the services of an instance, in the order of their addresses.
-func serviceNames() []string { return []string{"etcd", "cluster", "ipam", "svcproxy", "policy"} }
+func serviceNames() []string {
+	return append([]string{"etcd", "cluster", "ipam", "svcproxy", "policy"}, memberServices()...)
+}
+
+// memberServices are the services whose replicas are members of the fabric.
+func memberServices() []string { return []string{"dns", "ingress"} }
+
+// memberName is the name of a service's one replica in the fabric, and of its Pod.
+func memberName(service string) string { return service + "-1" }
 
 // DefaultOptions are those of an instance whose command line says nothing. The underlay follows from the id, so that two
 // instances on one machine are easy to tell apart; their underlays do not meet.

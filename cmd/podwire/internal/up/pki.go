@@ -2,6 +2,7 @@ package up
 
 import (
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,11 +33,13 @@ func pkiCommand(env *session.Env) *cobra.Command {
 
 func pkiInitCommand(env *session.Env) *cobra.Command {
 	var plan pki.Plan
+	var handOut string
 	cmd := &cobra.Command{
 		Use:   "init DIR",
 		Short: "make the CA, the leaves of etcd, cluster and user/admin, and the first join tokens",
 		Long: "Makes in DIR what a cluster starts from. What is there already is checked and left as it is, so it may be repeated,\n" +
-			"also with more services or nodes.",
+			"also with more services or nodes. --hand-out gives each of them a directory of its own with what its join takes, so that\n" +
+			"nobody but cluster needs to see DIR.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			result, err := pki.Init(args[0], plan)
@@ -45,16 +48,23 @@ func pkiInitCommand(env *session.Env) *cobra.Command {
 			}
 			if result.Unchanged() {
 				fmt.Fprintf(env.Stdout, "%s: everything was there already; nothing changed\n", args[0])
-				return nil
 			}
 			for _, file := range result.Created {
 				fmt.Fprintln(env.Stdout, file)
 			}
-			return nil
+			if handOut == "" {
+				return nil
+			}
+			given, err := pki.HandOut(args[0], handOut, plan)
+			for _, file := range given.Created {
+				fmt.Fprintln(env.Stdout, filepath.Join(handOut, file))
+			}
+			return err
 		},
 	}
-	cmd.Flags().StringSliceVar(&plan.Services, "service", []string{"ipam", "svcproxy", "policy"}, "`NAMES` of services that get a join token")
+	cmd.Flags().StringSliceVar(&plan.Services, "service", serviceNames()[joiners:], "`NAMES` of services that get a join token")
 	cmd.Flags().StringSliceVar(&plan.Nodes, "node", nil, "`NAMES` of nodes that get a join token")
+	cmd.Flags().StringVar(&handOut, "hand-out", "", "`DIR` for a directory per service and node, with ca.crt and token")
 	return cmd
 }
 

@@ -20,6 +20,8 @@ import (
 	"podwire.dev/cmd/podwire/internal/supervise"
 	"podwire.dev/internal/daemon"
 	cluster "podwire.dev/services/cluster/app"
+	dns "podwire.dev/services/dns/app"
+	ingress "podwire.dev/services/ingress/app"
 	ipam "podwire.dev/services/ipam/app"
 	nodeagent "podwire.dev/services/nodeagent/app"
 	policy "podwire.dev/services/policy/app"
@@ -34,6 +36,8 @@ func mains() map[string]func(args []string) int {
 		"ipam":         ipam.Main,
 		"svcproxy":     svcproxy.Main,
 		"policy":       policy.Main,
+		"dns":          dns.Main,
+		"ingress":      ingress.Main,
 		agentName:      nodeagent.Main,
 		supervisorName: func(args []string) int { return superviseMain(args, os.Stderr) },
 	}

@@ -24,6 +24,8 @@ import (
 	"podwire.dev/internal/testnet"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
 	cluster "podwire.dev/services/cluster/app"
+	dns "podwire.dev/services/dns/app"
+	ingress "podwire.dev/services/ingress/app"
 	ipam "podwire.dev/services/ipam/app"
 	nodeagent "podwire.dev/services/nodeagent/app"
 	policy "podwire.dev/services/policy/app"
@@ -181,18 +183,18 @@ func TestUpAndDown(t *testing.T) {
 	}
 
 	out := m.mustUp()
-	if !strings.Contains(out, "podwire is up: 5 services and 3 nodes") {
+	if !strings.Contains(out, "podwire is up: 7 services and 3 nodes") {
 		t.Errorf("up says %q", out)
 	}
 	born := m.processes()
-	if len(born) != 9 {
+	if len(born) != 11 {
 		t.Errorf("processes: %v", born)
 	}
 	if got := hostLinks(t); !slices.Equal(got, before) {
 		t.Errorf("links of the host: %v, before %v", got, before)
 	}
 	names, err := filepath.Glob("/run/netns/" + m.dir.Prefix() + "*")
-	if err != nil || len(names) != 10 {
+	if err != nil || len(names) != 12 {
 		t.Errorf("namespaces: %v, %v", names, err)
 	}
 
@@ -233,7 +235,7 @@ func TestUpAndDown(t *testing.T) {
 
 	// Everything was killed: down finds what is left.
 	m.killAll()
-	if out := m.down(); !strings.Contains(out, "10 namespaces") {
+	if out := m.down(); !strings.Contains(out, "12 namespaces") {
 		t.Errorf("down says %q", out)
 	}
 	if left := m.traces(); len(left) > 0 {
@@ -297,8 +299,8 @@ func TestForegroundThenUpThenDown(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	// The supervisor is this process: 5 services and an agent.
-	if got := m.processes(); len(got) != 6 {
+	// The supervisor is this process: 7 services and an agent.
+	if got := m.processes(); len(got) != 8 {
 		t.Errorf("processes: %v", got)
 	}
 	cancel()
@@ -397,14 +399,14 @@ func TestConfigsAreAccepted(t *testing.T) {
 	}
 	i := instance{dir: dir, opts: DefaultOptions(dir)}
 	i.opts.SubstituteImages = true
-	if n, err := i.write(); err != nil || n != 9 {
+	if n, err := i.write(); err != nil || n != 11 {
 		t.Fatalf("%d files, %v", n, err)
 	}
 	if n, err := i.write(); err != nil || n != 0 {
 		t.Errorf("written again: %d files, %v; want none", n, err)
 	}
 	c := load[cluster.Config](t, dir, "cluster")
-	if c.CADir != dir.Path("pki") || !slices.Equal(c.Required, []string{"cluster", "ipam", "svcproxy", "policy"}) || c.Join != nil {
+	if c.CADir != dir.Path("pki") || !slices.Equal(c.Required, []string{"cluster", "ipam", "svcproxy", "policy", "dns", "ingress"}) || c.Join != nil {
 		t.Errorf("cluster: %+v", c)
 	}
 	third := strconv.Itoa(int(i.opts.Underlay[0].Addr().As4()[2]))
@@ -415,6 +417,14 @@ func TestConfigsAreAccepted(t *testing.T) {
 	load[svcproxy.Config](t, dir, "svcproxy")
 	load[policy.Config](t, dir, "policy")
 	load[etcdserver.Config](t, dir, "etcd")
+	n := load[dns.Config](t, dir, "dns")
+	if n.Member.Name != "dns-1" || n.Member.Underlay[0] != "172.30."+third+".7" || n.Forward.Upstreams[0] != "172.30."+third+".9:53" || len(n.Ranges) != 4 {
+		t.Errorf("dns: %+v", n)
+	}
+	in := load[ingress.Config](t, dir, "ingress")
+	if in.Member.Name != "ingress-1" || in.SecretsKey != dir.Path("pki", "secrets.key") || !in.IngressClass.Default || in.Peers["cluster"] != "172.30."+third+".3:7443" {
+		t.Errorf("ingress: %+v", in)
+	}
 	for n, node := range i.opts.nodeNames() {
 		a := load[nodeagent.Config](t, dir, node)
 		if a.Node != node || a.Underlay[0] != "172.30."+third+"."+strconv.Itoa(11+n) || !a.SubstituteImages ||
@@ -423,7 +433,7 @@ func TestConfigsAreAccepted(t *testing.T) {
 		}
 	}
 	s := load[supervisorConfig](t, dir, supervisorName)
-	if len(s.Children) != 8 || s.Children[0].Name != "etcd" || s.Children[0].Turn == 0 || s.Children[7].Mount == "" {
+	if len(s.Children) != 10 || s.Children[0].Name != "etcd" || s.Children[0].Turn == 0 || s.Children[9].Mount == "" {
 		t.Errorf("supervisor: %+v", s)
 	}
 }
