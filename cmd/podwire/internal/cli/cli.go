@@ -1,5 +1,5 @@
-// Package cli has the commands that speak to a running Podwire: apply, get, delete, exec, logs, wait, trace, explain,
-// status, accept.
+// Package cli has the commands that speak to a running Podwire: apply, get, describe, delete, exec, logs, wait, trace,
+// explain, status, accept, completion.
 //
 // In: arguments, manifests, a [Session] that leads to services and agents. Out: text that is stable enough for scripts
 // with -o json, errors that say what is wrong, where and what to do, and exit statuses (see package session). Invariants:
@@ -58,10 +58,10 @@ func Commands(env *session.Env) ([]*cobra.Command, error) {
 }
 
 func (a *app) commands() []*cobra.Command {
-	return []*cobra.Command{
-		a.applyCommand(), a.deleteCommand(), a.getCommand(), a.execCommand(), a.logsCommand(), a.waitCommand(),
-		a.traceCommand(), a.explainCommand(), a.statusCommand(), a.acceptCommand(), a.probeCommand(),
-	}
+	return a.completions([]*cobra.Command{
+		a.applyCommand(), a.deleteCommand(), a.getCommand(), a.describeCommand(), a.execCommand(), a.logsCommand(), a.waitCommand(),
+		a.traceCommand(), a.explainCommand(), a.statusCommand(), a.acceptCommand(), a.probeCommand(), a.completionCommand(),
+	})
 }
 
 // traced runs a command inside one span, which is the root of every change that the command makes.

@@ -38,12 +38,21 @@ func columns(kind string) []column {
 		return []column{name, {"ADDRESSTYPE", false, sliceType}, {"PORTS", false, slicePorts}, {"ENDPOINTS", false, sliceEndpoints}, age}
 	case "NetworkPolicy":
 		return []column{name, {"POD-SELECTOR", false, policySelector}, age}
+	case "Ingress":
+		return []column{
+			name, {"CLASS", false, ingressClass}, {"HOSTS", false, ingressHosts}, {"ADDRESS", false, ingressAddress},
+			{"PORTS", false, ingressPorts}, age,
+		}
+	case "IngressClass":
+		return []column{name, {"CONTROLLER", false, classController}, {"PARAMETERS", false, classParameters}, age}
+	case "Secret":
+		return []column{name, {"TYPE", false, secretType}, {"DATA", false, secretData}, age}
 	case "Namespace":
 		return []column{name, {"STATUS", false, namespacePhase}, age}
 	case "Node":
 		return []column{name, {"STATUS", false, nodeStatus}, age, {"INTERNAL-IP", true, nodeIP}}
 	case "AddressBlock":
-		return []column{name, {"CIDR", false, blockCIDR}, {"NODE", false, blockNode}, age}
+		return []column{name, {"CIDR", false, blockCIDR}, {"HOLDER", false, blockHolder}, age}
 	case "AddressClaim":
 		return []column{name, {"POOL", false, claimPool}, {"VALUE", false, claimValue}, {"OWNER", false, claimOwner}, age}
 	}
@@ -215,6 +224,62 @@ func policySelector(m manifest.Message, _ time.Time) string {
 	return text
 }
 
+func ingressClass(m manifest.Message, _ time.Time) string {
+	return or(m.(*objectv1.Ingress).GetSpec().GetIngressClassName(), none)
+}
+
+func ingressHosts(m manifest.Message, _ time.Time) string {
+	var hosts []string
+	for _, r := range m.(*objectv1.Ingress).GetSpec().GetRules() {
+		if r.GetHost() != "" {
+			hosts = append(hosts, r.GetHost())
+		}
+	}
+	if n := len(hosts); n > maxListed {
+		return strings.Join(hosts[:maxListed], ",") + fmt.Sprintf(" + %d more...", n-maxListed)
+	}
+	return or(strings.Join(hosts, ","), "*")
+}
+
+func ingressAddress(m manifest.Message, _ time.Time) string {
+	var out []string
+	for _, in := range m.(*objectv1.Ingress).GetStatus().GetLoadBalancer().GetIngress() {
+		out = append(out, or(in.GetIp(), in.GetHostname()))
+	}
+	return strings.Join(out, ",")
+}
+
+func ingressPorts(m manifest.Message, _ time.Time) string {
+	if len(m.(*objectv1.Ingress).GetSpec().GetTls()) > 0 {
+		return "80, 443"
+	}
+	return "80"
+}
+
+func classController(m manifest.Message, _ time.Time) string {
+	return m.(*objectv1.IngressClass).GetSpec().GetController()
+}
+
+func classParameters(m manifest.Message, _ time.Time) string {
+	p := m.(*objectv1.IngressClass).GetSpec().GetParameters()
+	if p == nil {
+		return none
+	}
+	kind := p.GetKind()
+	if p.GetApiGroup() != "" {
+		kind += "." + p.GetApiGroup()
+	}
+	return kind + "/" + p.GetName()
+}
+
+func secretType(m manifest.Message, _ time.Time) string {
+	return or(m.(*objectv1.Secret).GetType(), "Opaque")
+}
+
+func secretData(m manifest.Message, _ time.Time) string {
+	return strconv.Itoa(len(m.(*objectv1.Secret).GetData()))
+}
+
 func namespacePhase(m manifest.Message, _ time.Time) string {
 	return or(m.(*objectv1.Namespace).GetStatus().GetPhase(), "Active")
 }
@@ -249,8 +314,9 @@ func blockCIDR(m manifest.Message, _ time.Time) string {
 	return m.(*objectv1.AddressBlock).GetSpec().GetCidr()
 }
 
-func blockNode(m manifest.Message, _ time.Time) string {
-	return m.(*objectv1.AddressBlock).GetSpec().GetNode()
+func blockHolder(m manifest.Message, _ time.Time) string {
+	spec := m.(*objectv1.AddressBlock).GetSpec()
+	return or(spec.GetNode(), spec.GetMember())
 }
 
 func claimPool(m manifest.Message, _ time.Time) string {

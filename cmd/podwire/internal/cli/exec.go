@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"podwire.dev/cmd/podwire/internal/cli/describe"
 	"podwire.dev/cmd/podwire/internal/session"
 	"podwire.dev/internal/errs"
 	nodeagentv1 "podwire.dev/proto/podwire/nodeagent/v1"
@@ -47,7 +48,7 @@ func (a *app) execCommand() *cobra.Command {
 	namespaceFlag(cmd, &o.namespace)
 	cmd.Flags().StringVarP(&o.container, "container", "c", "", "container; default: the pod's first")
 	cmd.Flags().StringVar(&o.node, "node", "", "run on the `NODE` itself")
-	cmd.Flags().BoolVar(&o.outside, "outside", false, "run in the namespace outside of the cluster that `podwire up` made")
+	cmd.Flags().BoolVar(&o.outside, "outside", false, "run outside of the cluster: in the namespace that `podwire up` made, or with --connect on this machine")
 	cmd.RunE = a.traced("exec", func(ctx context.Context, args []string) error {
 		return a.exec(ctx, o, args, cmd.ArgsLenAtDash())
 	})
@@ -78,15 +79,16 @@ func (a *app) exec(ctx context.Context, o execOptions, args []string, dash int) 
 		return a.execOutside(ctx, command, caught)
 	}
 	start := &nodeagentv1.ExecStart{Container: o.container, Command: command}
-	node := o.node
-	if node == "" {
+	dial := func() (*grpc.ClientConn, error) { return a.DialAgent(ctx, o.node) }
+	if o.node == "" {
 		pod, err := a.podNode(ctx, o.namespace, args[0])
 		if err != nil {
 			return err
 		}
-		start.Namespace, start.Pod, node = pod.GetMetadata().GetNamespace(), pod.GetMetadata().GetName(), pod.GetSpec().GetNodeName()
+		start.Namespace, start.Pod = pod.GetMetadata().GetNamespace(), pod.GetMetadata().GetName()
+		dial = func() (*grpc.ClientConn, error) { return a.dialPod(ctx, pod) }
 	}
-	conn, err := a.DialAgent(ctx, node)
+	conn, err := dial()
 	if err != nil {
 		return err
 	}
@@ -136,10 +138,25 @@ func (a *app) podNode(ctx context.Context, namespace, name string) (*objectv1.Po
 		return nil, err
 	}
 	pod, ok := obj.(*objectv1.Pod)
+	if member := pod.GetMetadata().GetAnnotations()[describe.AnnotationMember]; member != "" {
+		return nil, errs.New(errs.Invalid, "pod %s is a replica of the service %s, a process of its own that no node runs:"+
+			" there is nothing to enter, and its log is the service's (`podwire status` shows the replica)", name, member)
+	}
 	if !ok || pod.GetSpec().GetNodeName() == "" {
 		return nil, errs.New(errs.Unavailable, "pod %s runs on no node yet: %s (`podwire wait pod/%s` waits for it)", name, describeState(obj), name)
 	}
 	return pod, nil
+}
+
+// dialPod connects to the agent of a pod's node.
+func (a *app) dialPod(ctx context.Context, pod *objectv1.Pod) (*grpc.ClientConn, error) {
+	conn, err := a.DialAgent(ctx, pod.GetSpec().GetNodeName())
+	if errs.Is(err, errs.NotFound) {
+		return nil, errs.New(errs.Unavailable, "pod %s is bound to node %s (spec.nodeName), of which cluster knows no agent that is alive: %s; "+
+			"start that node's agent, or delete the pod and apply it with another nodeName or none",
+			pod.GetMetadata().GetName(), pod.GetSpec().GetNodeName(), describeState(pod))
+	}
+	return conn, err
 }
 
 // execAt runs a command through an agent, and ends as the command does.
@@ -203,7 +220,7 @@ func sendInput(stream grpc.BidiStreamingClient[nodeagentv1.ExecRequest, nodeagen
 	}
 }
 
-// execOutside runs a command in the outside namespace. The thread that enters it is never used again.
+// execOutside runs a command outside of the cluster. The thread that enters the namespace is never used again.
 func (a *app) execOutside(ctx context.Context, command []string, caught <-chan os.Signal) error {
 	path, err := a.OutsideNetNS()
 	if err != nil {
@@ -221,13 +238,8 @@ func (a *app) execOutside(ctx context.Context, command []string, caught <-chan o
 const stopWait = 10 * time.Second
 
 func (a *app) runIn(ctx context.Context, netns string, command []string, caught <-chan os.Signal) error {
-	f, err := os.Open(netns)
-	if err != nil {
-		return errs.WrapAs(errs.Unavailable, err, "exec --outside")
-	}
-	defer f.Close()
-	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-		return errs.WrapAs(errs.Denied, err, "exec --outside: enter %s (needs root)", netns)
+	if err := enter(netns); err != nil {
+		return err
 	}
 	if command[0] == "probe" {
 		self, err := os.Executable()
@@ -248,7 +260,7 @@ func (a *app) runIn(ctx context.Context, netns string, command []string, caught 
 		}
 	}
 	cmd.WaitDelay = stopWait
-	err = cmd.Run()
+	err := cmd.Run()
 	var failed *exec.ExitError
 	switch {
 	case err == nil:
@@ -264,6 +276,22 @@ func (a *app) runIn(ctx context.Context, netns string, command []string, caught 
 		return &session.Exit{Status: notExecutable, Err: errs.WrapAs(errs.Denied, err, "exec --outside")}
 	}
 	return errs.WrapAs(errs.Internal, err, "exec --outside: %s", command[0])
+}
+
+// enter moves the calling thread into a network namespace; an empty path leaves it where it is.
+func enter(netns string) error {
+	if netns == "" {
+		return nil
+	}
+	f, err := os.Open(netns)
+	if err != nil {
+		return errs.WrapAs(errs.Unavailable, err, "exec --outside")
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return errs.WrapAs(errs.Denied, err, "exec --outside: enter %s (needs root)", netns)
+	}
+	return nil
 }
 
 // What a shell exits with where it cannot run a program.
@@ -306,7 +334,7 @@ func (a *app) logs(ctx context.Context, o logsOptions, name string) error {
 	if err != nil {
 		return err
 	}
-	conn, err := a.DialAgent(ctx, pod.GetSpec().GetNodeName())
+	conn, err := a.dialPod(ctx, pod)
 	if err != nil {
 		return err
 	}

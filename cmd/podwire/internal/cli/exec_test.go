@@ -25,6 +25,18 @@ apiVersion: v1
 kind: Pod
 metadata: {name: pending, namespace: default}
 spec: {containers: [{name: c, image: podwire.dev/echo}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unscheduled, namespace: default}
+spec: {containers: [{name: c, image: podwire.dev/echo}]}
+status: {phase: Pending, conditions: [{type: PodScheduled, status: "False", reason: Unschedulable, message: "0 of 2 nodes can run it: 2 do not match nodeSelector"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: pinned, namespace: default}
+spec: {nodeName: node-9, containers: [{name: c, image: podwire.dev/echo}]}
+status: {phase: Pending}
 `
 
 // agent is an agent whose programs are cat, which echoes its input, fail, which exits with 7, and talk, which says where it
@@ -89,6 +101,10 @@ func TestExec(t *testing.T) {
 		{"no pod", "exec nope -- talk", "", "", "podwire: Pod default/nope not found\n", 1},
 		{"no node", "exec --node node-9 -- talk", "", "", "podwire: node \"node-9\": cluster knows no agent of that name that is alive\n", 1},
 		{"pending", "exec pending -- talk", "", "", "podwire: pod pending runs on no node yet: phase Pending (`podwire wait pod/pending` waits for it)\n", 1},
+		{"unscheduled", "exec unscheduled -- talk", "", "", "podwire: pod unscheduled runs on no node yet: phase Pending, PodScheduled: 0 of 2 nodes can run it: 2 do not match nodeSelector " +
+			"(`podwire wait pod/unscheduled` waits for it)\n", 1},
+		{"pinned to a node that is not there", "exec pinned -- talk", "", "", "podwire: pod pinned is bound to node node-9 (spec.nodeName), of which cluster knows no agent that is alive: " +
+			"phase Pending; start that node's agent, or delete the pod and apply it with another nodeName or none\n", 1},
 		{"not a pod", "exec svc/web -- talk", "", "", "podwire: \"svc/web\": must be a pod's name\n", 2},
 		{"two pods", "exec web two -- talk", "", "", "podwire: exec POD -- CMD...: exactly one POD before --\n", 2},
 		{"pod and node", "exec web --node node-1 -- talk", "", "", "podwire: no POD goes with --node or --outside; the command begins after --\n", 2},

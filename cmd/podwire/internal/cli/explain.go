@@ -318,9 +318,13 @@ func common(from, to []netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// asked is the party as the policy service takes it.
-func (p party) asked() *policyv1.Party {
+// asked is the party as the policy service takes it, about packets of the family of an address. Of names the service judges
+// the first family, so a source that has another one is asked for by its address of that family.
+func (p party) asked(as netip.Addr) *policyv1.Party {
+	named := podParty(p.pod).addrs
 	switch {
+	case p.pod != nil && len(named) > 0 && sameFamily(named, as).IsValid() && named[0].BitLen() != as.BitLen():
+		return &policyv1.Party{Party: &policyv1.Party_Address{Address: sameFamily(named, as).String()}}
 	case p.pod != nil:
 		return &policyv1.Party{Party: &policyv1.Party_Pod{Pod: p.text}}
 	case p.node != nil:

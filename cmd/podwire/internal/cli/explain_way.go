@@ -203,7 +203,7 @@ func (x *explainer) policy(ctx context.Context, e end) (explain.Policy, error) {
 	if from.pod == nil {
 		from.addrs = []netip.Addr{sameFamily(from.addrs, e.addr)}
 	}
-	asked := from.asked()
+	asked := from.asked(e.addr)
 	if x.from.pod == nil && x.from.node == nil && x.crosses(e) {
 		// The entry node gives the packet its tunnel address, and so is the source.
 		asked = &policyv1.Party{Party: &policyv1.Party_Node{Node: x.entry}}
@@ -213,7 +213,7 @@ func (x *explainer) policy(ctx context.Context, e end) (explain.Policy, error) {
 		return explain.Policy{}, err
 	}
 	v, err := policyv1.NewVerdictServiceClient(conn).Explain(ctx, &policyv1.ExplainRequest{
-		From: asked, To: e.party.asked(), Port: e.port, Protocol: x.protocol,
+		From: asked, To: e.party.asked(e.addr), Port: e.port, Protocol: x.protocol,
 	})
 	if err != nil {
 		return explain.Policy{}, err

@@ -59,7 +59,7 @@ type fakeCluster struct {
 	outside string
 }
 
-// newFake starts one server per process: the four services, and the nodes.
+// newFake starts one server per process: the services, and the nodes.
 func newFake(t testing.TB, nodes ...string) *fakeCluster {
 	t.Helper()
 	kinds, err := manifest.Builtin()
@@ -68,6 +68,7 @@ func newFake(t testing.TB, nodes ...string) *fakeCluster {
 	}
 	f := &fakeCluster{t: t, kinds: kinds, revision: 100, canned: map[string][]string{}, failures: map[string]int{}, sockets: map[string]string{}}
 	dir := t.TempDir()
+	f.sockets["ingress"] = f.serve(dir, "ingress") // for its kinds; the stories of processes do without it
 	for _, name := range []string{"cluster", "ipam", "policy", "svcproxy"} {
 		f.sockets[name] = f.serve(dir, name)
 		f.processes = append(f.processes, &clusterv1.Process{Service: name, Name: name + "-0", Target: "unix:///run/" + name})

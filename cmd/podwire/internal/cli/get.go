@@ -101,16 +101,34 @@ func (a *app) wanted(args []string) ([]wanted, error) {
 type found struct {
 	kind manifest.Kind
 	list []manifest.Message
+	// revision is the one that a list shows; 0 where the objects were named.
+	revision int64
 }
 
 // show prints what is there. An object that was named and is not there is an error, which does not hide the others.
 func (a *app) show(ctx context.Context, c *conns, what []wanted, o getOptions) error {
 	ctx, cancel := bound(ctx)
 	defer cancel()
-	var all []found
-	var missing []error
-	var revision int64
+	all, missing, err := a.collectObjects(ctx, c, what, o)
+	if err != nil {
+		return err
+	}
 	single := len(what) == 1 && len(what[0].names) == 1
+	if len(missing) > 0 && !slices.ContainsFunc(all, func(f found) bool { return len(f.list) > 0 }) {
+		return errors.Join(missing...)
+	}
+	write := a.tables
+	switch o.output {
+	case "json", "yaml":
+		write = func(all []found, o getOptions) error { return a.encode(all, o, single) }
+	case "name":
+		write = a.names
+	}
+	return errors.Join(write(all, o), errors.Join(missing...))
+}
+
+// collectObjects reads what is wanted. missing are the errors of objects that were named and are not there.
+func (a *app) collectObjects(ctx context.Context, c *conns, what []wanted, o getOptions) (all []found, missing []error, err error) {
 	for _, w := range what {
 		f := found{kind: w.kind}
 		for _, name := range w.names {
@@ -119,7 +137,7 @@ func (a *app) show(ctx context.Context, c *conns, what []wanted, o getOptions) e
 			case errs.Is(err, errs.NotFound):
 				missing = append(missing, err)
 			case err != nil:
-				return err
+				return nil, nil, err
 			default:
 				f.list = append(f.list, obj)
 			}
@@ -127,23 +145,13 @@ func (a *app) show(ctx context.Context, c *conns, what []wanted, o getOptions) e
 		if len(w.names) == 0 {
 			list, at, err := c.objects().List(ctx, w.kind, o.selection(w.kind))
 			if err != nil {
-				return err
+				return nil, nil, err
 			}
-			f.list, revision = list, max(revision, at)
+			f.list, f.revision = list, at
 		}
 		all = append(all, f)
 	}
-	if len(missing) > 0 && !slices.ContainsFunc(all, func(f found) bool { return len(f.list) > 0 }) {
-		return errors.Join(missing...)
-	}
-	write := a.tables
-	switch o.output {
-	case "json", "yaml":
-		write = func(all []found, o getOptions) error { return a.encode(all, o, single, revision) }
-	case "name":
-		write = a.names
-	}
-	return errors.Join(write(all, o), errors.Join(missing...))
+	return all, missing, nil
 }
 
 func (o getOptions) selection(k manifest.Kind) objects.Selection {
@@ -158,10 +166,11 @@ func (o getOptions) format() manifest.Format {
 }
 
 // encode prints one object that was asked for by its name as such, and anything else as a List.
-func (a *app) encode(all []found, o getOptions, single bool, revision int64) error {
+func (a *app) encode(all []found, o getOptions, single bool) error {
 	var flat []manifest.Message
+	revision := int64(0)
 	for _, f := range all {
-		flat = append(flat, f.list...)
+		flat, revision = append(flat, f.list...), max(revision, f.revision)
 	}
 	var text []byte
 	var err error
@@ -315,7 +324,7 @@ func (w *watcher) print(list []manifest.Message, mark string) error {
 		}
 		return nil
 	case "name":
-		return w.app.names([]found{{w.table.kind, list}}, w.o)
+		return w.app.names([]found{{kind: w.table.kind, list: list}}, w.o)
 	}
 	return w.table.writeMarked(w.app.out, list, w.app.now(), mark)
 }

@@ -80,16 +80,16 @@ type service struct {
 	Spec struct {
 		Type      string
 		ClusterIP string `json:"clusterIP"`
-		Ports     []struct{ NodePort int }
+		Ports     []struct{ Port, NodePort int }
 	}
 	Status struct {
 		LoadBalancer struct{ Ingress []struct{ IP string } }
 	}
 }
 
-func (d *demo) service(ctx context.Context, name string) (service, error) {
-	var s service
-	return s, d.object(ctx, &s, "service", name)
+func (d *demo) service(ctx context.Context, name string, flags ...string) (s service, err error) {
+	err = d.object(ctx, &s, append([]string{"service", name}, flags...)...)
+	return s, err
 }
 
 // The spread is judged by this many requests, and this far from an equal share; see even.

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,10 +23,21 @@ func Command(env *session.Env) *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use: "demo", Short: "bring an instance up, apply the mission's manifests, prove each with real packets", Args: cobra.NoArgs,
+		Long: "Brings an instance up, applies the mission's manifests, proves each with real packets and takes the instance down.\n" +
+			"With --connect it shows a Podwire that runs already, from outside of it, and removes what it applied.",
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the instance up; its state directory is printed")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		d := &demo{out: env.Stdout}
+		if env.Connect != "" {
+			d.site = newConnected(env)
+			return d.run(cmd.Context(), keepIf(keep))
+		}
+		site, err := newOwn()
+		if err != nil {
+			return err
+		}
+		d.site = site
 		return d.run(cmd.Context(), keepIf(keep))
 	}
 	return cmd
@@ -50,11 +61,13 @@ func keepIf(keep bool) afterwards {
 // demo is one run.
 type demo struct {
 	podwire
+	site           site
 	out            io.Writer
 	passed, failed int
 	nodes          []node
 	pods           map[string]podInfo
-	temp           []string
+	temp           string
+	applied        []string
 }
 
 type node struct{ name, v4, v6 string }
@@ -65,7 +78,7 @@ type podInfo struct{ name, uid, node, v4, v6 string }
 const nodeCount = 3
 
 // maxTime bounds the whole run.
-const maxTime = 6 * time.Minute
+const maxTime = 8 * time.Minute
 
 func (d *demo) run(ctx context.Context, then afterwards) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, maxTime)
@@ -73,9 +86,10 @@ func (d *demo) run(ctx context.Context, then afterwards) (err error) {
 	if d.bin, err = os.Executable(); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	if d.state, err = os.MkdirTemp("", "podwire-demo-"); err != nil {
+	if d.temp, err = os.MkdirTemp("", "podwire-demo-files-"); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
+	d.flags = d.site.flags()
 	defer func() { err = errors.Join(err, d.end(context.WithoutCancel(ctx), then)) }()
 	if err := d.up(ctx); err != nil {
 		return err
@@ -111,30 +125,44 @@ func (d *demo) areas() []area {
 		{"A spoofed source", d.checkSpoof},
 		{"An endpoint dies", d.checkDeath},
 		{"An agent is killed and restarted", d.checkAgent},
-		{"One change as a trace", d.checkTrace},
+		{"Names", d.checkNames},
+		{"Doors: Ingresses, with a rewritten path and with TLS (minimal-ingress.yaml)", d.checkIngress},
+		{"A policy that admits only the ingress", d.checkIngressOnly},
+		{"A rolling replacement under load", d.checkReplacement},
+		{"Changes as traces", d.checkTrace},
 	}
 }
 
 func (d *demo) up(ctx context.Context) error {
 	began := time.Now()
-	if _, err := d.must(ctx, "", "up", "--nodes", strconv.Itoa(nodeCount), "--substitute-images"); err != nil {
+	what, err := d.site.up(ctx, d.podwire)
+	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	fmt.Fprintf(d.out, "podwire up: etcd, services and three nodes in %.1fs\n", time.Since(began).Seconds())
+	fmt.Fprintf(d.out, "%s in %.1fs\n", what, time.Since(began).Seconds())
 	began = time.Now()
+	err = d.apply(ctx, "clients", "myapp", "nginx", "policy-pods", "web", "web-pods-old",
+		"mission/demo-pod", "mission/demo-service", "mission/my-demo-service", "mission/minimal-ingress")
+	if err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	fmt.Fprintf(d.out, "podwire apply --wait: pods, services, names and routes are true everywhere after %.1fs\n", time.Since(began).Seconds())
+	return d.look(ctx)
+}
+
+// apply applies manifests and waits until they are true.
+func (d *demo) apply(ctx context.Context, names ...string) error {
 	args := []string{"apply", "--wait", "--timeout", "90s"}
-	for _, f := range []string{"clients", "myapp", "nginx", "policy-pods", "mission/demo-pod", "mission/demo-service", "mission/my-demo-service"} {
-		path, err := d.manifest(f)
+	for _, name := range names {
+		path, err := d.manifest(name)
 		if err != nil {
 			return err
 		}
 		args = append(args, "-f", path)
+		d.applied = append(d.applied, path)
 	}
-	if _, err := d.must(ctx, "", args...); err != nil {
-		return fmt.Errorf("demo: %w", err)
-	}
-	fmt.Fprintf(d.out, "podwire apply --wait: pods and services are true on every node after %.1fs\n", time.Since(began).Seconds())
-	return d.look(ctx)
+	_, err := d.must(ctx, "", args...)
+	return err
 }
 
 // manifest writes one of the manifests beside the state, as the file that a user would have.
@@ -143,28 +171,29 @@ func (d *demo) manifest(name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("demo: %w", err)
 	}
-	f, err := os.CreateTemp("", "podwire-demo-*.yaml")
-	if err != nil {
+	return d.file(filepath.Base(name)+".yaml", text)
+}
+
+// file writes a file that is gone at the end.
+func (d *demo) file(name string, text []byte) (string, error) {
+	path := filepath.Join(d.temp, name)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
 		return "", fmt.Errorf("demo: %w", err)
 	}
-	_, err = f.Write(text)
-	d.temp = append(d.temp, f.Name())
-	return f.Name(), errors.Join(err, f.Close())
+	return path, nil
 }
 
 // end takes the instance down.
 func (d *demo) end(ctx context.Context, then afterwards) error {
-	for _, name := range d.temp {
-		os.Remove(name)
-	}
+	defer os.RemoveAll(d.temp)
 	if then == leaveUp {
-		fmt.Fprintf(d.out, "the instance is still up: use --state %s, and `podwire down --state %s` in the end\n", d.state, d.state)
+		fmt.Fprintln(d.out, d.site.keep())
 		return nil
 	}
-	if _, err := d.must(ctx, "", "down"); err != nil {
+	if err := d.site.down(ctx, d.podwire, d.applied); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	return os.RemoveAll(d.state)
+	return nil
 }
 
 func (d *demo) ok(what, evidence string) {
@@ -200,7 +229,7 @@ func (d *demo) look(ctx context.Context) error {
 		d.nodes = append(d.nodes, info)
 	}
 	if len(d.nodes) != nodeCount {
-		return fmt.Errorf("podwire up made %d nodes, the manifests need %d", len(d.nodes), nodeCount)
+		return fmt.Errorf("there are %d nodes, the manifests need %d", len(d.nodes), nodeCount)
 	}
 	return d.lookPods(ctx)
 }

@@ -3,14 +3,19 @@ package demo
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"podwire.dev/internal/manifest"
 )
@@ -43,6 +48,8 @@ func TestManifests(t *testing.T) {
 	for _, name := range append([]string{
 		"Service/demo-service", "Service/my-demo-service", "NetworkPolicy/demo-network-policy", "Pod/demo-pod", "Pod/client-1", "Pod/client-2",
 		"Pod/client-3", "Pod/neighbour", "Pod/my-app", "Pod/allowed-app", "Pod/other-app",
+		"Ingress/minimal-ingress", "Ingress/shop", "Service/test", "Service/my-app-pods", "NetworkPolicy/ingress-only",
+		"Pod/test-1", "Pod/test-2", "Pod/test-3", "Pod/test-4",
 	}, "Pod/"+spreadOver[0], "Pod/"+spreadOver[1], "Pod/"+spreadOver[2]) {
 		if !names[name] {
 			t.Errorf("no manifest has %s", name)
@@ -112,7 +119,7 @@ func script(t *testing.T, text string) podwire {
 	if err := os.WriteFile(path, []byte("#!/bin/sh\nshift 2\n"+text), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	return podwire{bin: path, state: "/nowhere"}
+	return podwire{bin: path, flags: []string{"--state", "/nowhere"}}
 }
 
 func TestProbeComparesStatusAndAnswer(t *testing.T) {
@@ -144,7 +151,7 @@ func TestTraffic(t *testing.T) {
 	d := &demo{podwire: script(t, `trap 'echo attempts=9; exit 130' INT
 echo reached: a; echo "refused: dial tcp: no"; echo reached: a
 while :; do sleep 0.05; done`)}
-	load := d.traffic(t.Context(), outside(), "192.0.2.1:80")
+	load := d.traffic(t.Context(), outside(), came, "tcp", "192.0.2.1:80")
 	if err := load.more(t.Context(), 3); err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +166,7 @@ while :; do sleep 0.05; done`)}
 func TestTrafficThatEndsIsAnError(t *testing.T) {
 	t.Parallel()
 	d := &demo{podwire: script(t, "echo reached: a; exit 1")}
-	load := d.traffic(t.Context(), outside(), "192.0.2.1:80")
+	load := d.traffic(t.Context(), outside(), came, "tcp", "192.0.2.1:80")
 	if err := load.more(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "ended") {
 		t.Errorf("got %v", err)
 	}
@@ -191,5 +198,84 @@ func TestLineWriterPassesWholeLines(t *testing.T) {
 	}
 	if strings.Join(got, "|") != "one|two|" || w.all.String() != "one\ntwo\n\nthree" {
 		t.Errorf("%q, all %q", got, w.all.String())
+	}
+}
+
+func TestWebComparesStatusAndHeader(t *testing.T) {
+	t.Parallel()
+	ok := "printf 'HTTP/1.1 200 OK\nEcho-Request: GET /\n\ntest-1 10.0.0.1\n'"
+	for _, tt := range []struct {
+		what, script, status, header string
+		passes                       bool
+	}{
+		{"as wanted", ok, "200", "Echo-Request: GET /", true},
+		{"another path", ok, "200", "Echo-Request: GET /x", false},
+		{"a part of a line", ok, "200", "Echo-Request: GET", false},
+		{"another status", ok, "404", "", false},
+		{"no answer", "exit 2", "200", "", false},
+	} {
+		var out bytes.Buffer
+		d := &demo{podwire: script(t, tt.script), out: &out}
+		d.web(t.Context(), tt.what, outside(), tt.status, tt.header, "http://192.0.2.1/")
+		if passed := d.passed == 1 && d.failed == 0; passed != tt.passes {
+			t.Errorf("%s: %s", tt.what, out.String())
+		}
+	}
+}
+
+// TestResolves has a getent and a probe that answer, wrongly or not.
+func TestResolves(t *testing.T) {
+	t.Parallel()
+	getent := "printf '10.96.0.9 STREAM web\n10.96.0.9 DGRAM\n10.96.0.9 RAW\n'"
+	probe := "printf 'web.default.svc.cluster.local. 5 A 10.244.0.2\nweb.default.svc.cluster.local. 5 A 10.244.0.1\n'"
+	for _, tt := range []struct {
+		what   string
+		site   site
+		script string
+		want   []string
+		passes bool
+	}{
+		{"getent", &own{}, getent, []string{"10.96.0.9"}, true},
+		{"getent, another address", &own{}, getent, []string{"10.96.0.8"}, false},
+		{"probe", &connected{}, probe, []string{"10.244.0.2", "10.244.0.1"}, true},
+		{"probe, one more than wanted", &connected{}, probe, []string{"10.244.0.2"}, false},
+		{"nothing", &own{}, "exit 2", nil, false},
+	} {
+		var out bytes.Buffer
+		d := &demo{podwire: script(t, tt.script), out: &out, site: tt.site}
+		d.resolves(t.Context(), tt.what, outside(), "web", tt.want...)
+		if passed := d.passed == 1 && d.failed == 0; passed != tt.passes {
+			t.Errorf("%s: %s", tt.what, out.String())
+		}
+	}
+}
+
+func TestServeName(t *testing.T) {
+	t.Parallel()
+	sock, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := serveName(sock, foreignName{name: "www.example.test.", addr: netip.MustParseAddr("192.0.2.80")})
+	defer end()
+	for name, want := range map[string]int{"www.example.test.": dns.RcodeSuccess, "x.example.test.": dns.RcodeNameError} {
+		q := new(dns.Msg)
+		q.SetQuestion(name, dns.TypeA)
+		m, err := dns.Exchange(q, sock.LocalAddr().String())
+		if err != nil || m.Rcode != want || (len(m.Answer) == 1) != (want == dns.RcodeSuccess) {
+			t.Errorf("%s: %v, %v", name, m, err)
+		}
+	}
+}
+
+func TestSelfSigned(t *testing.T) {
+	t.Parallel()
+	cert, key, err := selfSigned(shopHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil || pair.Leaf.VerifyHostname(shopHost) != nil || pair.Leaf.VerifyHostname("other.test") == nil {
+		t.Errorf("%v, %v", pair.Leaf, err)
 	}
 }

@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -45,7 +42,7 @@ func (d *demo) checkDeath(ctx context.Context) error {
 		return err
 	}
 	victim := d.pods["my-app-2"]
-	killed, err := kill(containersOf(victim.uid))
+	killed, err := d.site.killContainers(ctx, d.podwire, victim)
 	if err != nil {
 		return err
 	}
@@ -88,7 +85,7 @@ func (d *demo) checkDeath(ctx context.Context) error {
 		return err
 	}
 	d.judge("it leaves within its probe period", verdict(gone < probePeriod),
-		fmt.Sprintf("kill -9 of %d processes of my-app-2, probed every %s: out of demo-service after %s, acked by every node (revision %s) after %s",
+		fmt.Sprintf("%s, probed every %s: out of demo-service after %s, acked by every node (revision %s) after %s",
 			killed, probePeriod, gone.Round(time.Millisecond), revision, time.Since(began).Round(time.Millisecond)))
 	target := net.JoinHostPort(s.Spec.ClusterIP, "80")
 	a := d.exec(ctx, d.inPod("client-1"), "probe", "tcp", target, "--count", "200", "--interval", "0")
@@ -102,48 +99,8 @@ const probePeriod = 5 * time.Second
 // patience bounds what has to happen some time: on a machine under load that may be a while.
 const patience = time.Minute
 
-// containersOf selects the processes of a pod's containers, but not the shims above them, which report their end. The pod
-// is told by its uid, since another Podwire on this machine may use the same addresses and names.
-func containersOf(uid string) func(cmdline string) bool {
-	return func(cmdline string) bool {
-		return strings.Contains(cmdline, "\x00shim\x00init\x00") && strings.Contains(cmdline, "/pods/"+uid+"/containers/")
-	}
-}
-
-// agentOf selects the process of a node's agent, and none of the shims that it started.
-func agentOf(state, node string) func(cmdline string) bool {
-	config := filepath.Join(state, "config", node+".yaml")
-	return func(cmdline string) bool {
-		return strings.Contains(cmdline, "\x00serve\x00nodeagent\x00") && strings.Contains(cmdline, config+"\x00") && !strings.Contains(cmdline, "\x00shim\x00")
-	}
-}
-
-// kill kills the processes whose command line is selected, and says how many they were.
-func kill(selected func(cmdline string) bool) (int, error) {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return 0, err
-	}
-	killed := 0
-	for _, dir := range dirs {
-		args, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if err != nil || !selected(string(args)) {
-			continue // it has ended, or is another's
-		}
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil {
-			return killed, err
-		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return killed, err
-		}
-		killed++
-	}
-	if killed == 0 {
-		return 0, errors.New("no such process found")
-	}
-	return killed, nil
-}
+// came is how a line of probe begins that says that an answer came.
+var came = []string{"reached: "}
 
 // enough is how many requests show that traffic flows.
 const enough = 25
@@ -160,9 +117,9 @@ func (d *demo) checkAgent(ctx context.Context) error {
 		return err
 	}
 	loads := []*traffic{
-		d.traffic(ctx, d.inPod("client-2"), net.JoinHostPort(s.Spec.ClusterIP, "80")),
-		d.traffic(ctx, d.inPod("client-3"), net.JoinHostPort(d.pods["client-1"].v4, "80")),
-		d.traffic(ctx, d.inPod("client-3"), net.JoinHostPort(d.pods["client-1"].v6, "80")),
+		d.traffic(ctx, d.inPod("client-2"), came, "tcp", net.JoinHostPort(s.Spec.ClusterIP, "80")),
+		d.traffic(ctx, d.inPod("client-3"), came, "tcp", net.JoinHostPort(d.pods["client-1"].v4, "80")),
+		d.traffic(ctx, d.inPod("client-3"), came, "tcp", net.JoinHostPort(d.pods["client-1"].v6, "80")),
 	}
 	for _, load := range loads {
 		defer load.run.stop()
@@ -170,7 +127,7 @@ func (d *demo) checkAgent(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := kill(agentOf(d.state, "node-1")); err != nil {
+	if err := d.site.killAgent(ctx, d.podwire, "node-1"); err != nil {
 		return fmt.Errorf("agent of node-1: %w", err)
 	}
 	for _, load := range loads {
@@ -243,29 +200,51 @@ func (d *demo) agent(ctx context.Context, node string) (agentStatus, error) {
 	return agentStatus{}, fmt.Errorf("status does not know %s", node)
 }
 
-// checkTrace makes one change and follows it.
+// checkTrace makes two changes and follows them: one of a Service into every kernel, one of an Ingress into the proxy.
 func (d *demo) checkTrace(ctx context.Context) error {
-	text, err := manifests.ReadFile("manifests/mission/demo-service.yaml")
+	out, err := d.follow(ctx, "service/demo-service", "mission/demo-service", "port: 80", "port: 8080")
 	if err != nil {
 		return err
 	}
-	edited := strings.Replace(string(text), "port: 80", "port: 8080", 1)
-	if _, err := d.must(ctx, edited, "apply", "--wait", "-f", "-"); err != nil {
-		return err
+	for _, n := range d.nodes {
+		d.judge("the change reaches the kernel of "+n.name, hop(out, n.name, "kernel commit"), "podwire trace service/demo-service")
 	}
-	out, err := d.must(ctx, "", "trace", "service/demo-service")
+	out, err = d.follow(ctx, "ingress/minimal-ingress", "mission/minimal-ingress", "path: /testpath", "path: /otherpath")
 	if err != nil {
 		return err
 	}
+	d.judge("the change of an Ingress reaches the proxy", hop(out, "ingress ", " plan "), "podwire trace ingress/minimal-ingress")
+	_, addr, err := d.door(ctx)
+	if err != nil {
+		return err
+	}
+	d.web(ctx, "and is true there", outside(), "200", "Echo-Request: GET /", "http://"+addr+"/otherpath")
+	d.web(ctx, "where the former path is unknown", outside(), "404", "", "http://"+addr+"/testpath")
+	return nil
+}
+
+// follow applies a manifest with one edit, and prints its trace.
+func (d *demo) follow(ctx context.Context, object, name, from, to string) (string, error) {
+	text, err := manifests.ReadFile("manifests/" + name + ".yaml")
+	if err != nil {
+		return "", err
+	}
+	if _, err := d.must(ctx, strings.Replace(string(text), from, to, 1), "apply", "--wait", "-f", "-"); err != nil {
+		return "", err
+	}
+	out, err := d.must(ctx, "", "trace", object)
 	for line := range strings.Lines(out) {
 		fmt.Fprintf(d.out, "        %s", line)
 	}
-	for _, n := range d.nodes {
-		reached := false
-		for line := range strings.Lines(out) {
-			reached = reached || strings.Contains(line, n.name) && strings.Contains(line, "kernel commit")
+	return out, err
+}
+
+// hop says whether a trace has a line with both words.
+func hop(trace, where, what string) verdict {
+	for line := range strings.Lines(trace) {
+		if strings.Contains(line, where) && strings.Contains(line, what) {
+			return true
 		}
-		d.judge("the change reaches the kernel of "+n.name, verdict(reached), "podwire trace service/demo-service")
 	}
-	return nil
+	return false
 }

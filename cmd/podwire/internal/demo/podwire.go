@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,7 +16,11 @@ import (
 )
 
 // podwire runs commands against one instance.
-type podwire struct{ bin, state string }
+type podwire struct {
+	bin string
+	// flags lead there.
+	flags []string
+}
 
 // answer is what a command came to.
 type answer struct {
@@ -33,7 +38,7 @@ func (a answer) text() string {
 const stopWait = 5 * time.Second
 
 func (p podwire) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, p.bin, append([]string{"--state", p.state}, args...)...)
+	cmd := exec.CommandContext(ctx, p.bin, append(slices.Clone(p.flags), args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = stopWait
 	return cmd
@@ -141,20 +146,23 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 type traffic struct {
 	text string
 	run  *running
+	// good says how the line of a request begins that came to what it should.
+	good []string
 
-	mu        sync.Mutex
-	good, bad int
-	lastBad   string
-	news      chan struct{}
+	mu            sync.Mutex
+	served, other int
+	lastBad       string
+	news          chan struct{}
 }
 
 // endless is more requests than any check waits for.
 const endless = "1000000"
 
-// traffic begins to send.
-func (d *demo) traffic(ctx context.Context, from place, target string) *traffic {
-	t := &traffic{text: from.name + " -> tcp " + target, news: make(chan struct{}, 1)}
-	args := append(append([]string{"exec"}, from.args...), "--", "probe", "tcp", target, "--count", endless, "--interval", "20ms")
+// traffic begins to send what probe is told; good says how the lines of its successes begin.
+func (d *demo) traffic(ctx context.Context, from place, good []string, what ...string) *traffic {
+	t := &traffic{text: from.name + " -> " + strings.Join(what, " "), good: good, news: make(chan struct{}, 1)}
+	args := append(append([]string{"exec"}, from.args...), "--", "probe")
+	args = append(append(args, what...), "--count", endless, "--interval", "20ms")
 	t.run = d.start(ctx, t.line, args...)
 	return t
 }
@@ -165,10 +173,10 @@ func (t *traffic) line(text string) {
 		return
 	}
 	t.mu.Lock()
-	if strings.HasPrefix(text, "reached: ") {
-		t.good++
+	if slices.ContainsFunc(t.good, func(begin string) bool { return strings.HasPrefix(text, begin) }) {
+		t.served++
 	} else {
-		t.bad++
+		t.other++
 		t.lastBad = "; the last one: " + text
 	}
 	t.mu.Unlock()
@@ -181,7 +189,7 @@ func (t *traffic) line(text string) {
 func (t *traffic) count() (good, bad int, lastBad string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.good, t.bad, t.lastBad
+	return t.served, t.other, t.lastBad
 }
 
 // more waits for n more requests to come to something.

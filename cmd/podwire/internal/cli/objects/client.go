@@ -18,6 +18,13 @@ import (
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/manifest"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
+
+	// The messages of every kind's verbs, which are found by name.
+	_ "podwire.dev/proto/podwire/cluster/v1"
+	_ "podwire.dev/proto/podwire/ingress/v1"
+	_ "podwire.dev/proto/podwire/ipam/v1"
+	_ "podwire.dev/proto/podwire/policy/v1"
+	_ "podwire.dev/proto/podwire/svcproxy/v1"
 )
 
 // Dialer leads to a service.
