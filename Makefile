@@ -33,11 +33,12 @@ demo: ## show the platform working, with real packets (installs what it needs)
 	@$(STEP) 'podwire demo' scripts/as-root bin/podwire demo
 
 .PHONY: test
-test: ## every check of a commit: conventions, tests, kernel tests, the demo once (installs what it needs)
+test: ## every check of a commit: conventions, tests, kernel tests, the demo and the Compose stack once (installs what it needs)
 	@$(STEP) 'what the tests need' scripts/deps.sh test
 	@$(STEP) 'build bin/' $(MAKE) --no-print-directory build
 	@$(MAKE) --no-print-directory check
 	@$(STEP) 'podwire demo' scripts/as-root bin/podwire demo
+	@$(STEP) 'the Compose stack' scripts/compose-run bash -c '$(COMPOSE_DEMO) && scripts/compose-smoke'
 	@echo; echo 'make test: everything passed'
 
 .PHONY: check
@@ -108,6 +109,40 @@ GOLDEN = $(shell grep -rlE --include='*_test.go' 'flag.Bool."update"' . | xargs 
 golden: ## rewrite golden files; read the diff before you commit it; GOLDEN=./internal/manifest narrows it
 	$(GO_TEST) $(GOLDEN) -update
 	git --no-pager diff --stat -- '*testdata*'
+
+##@ Compose
+
+COMPOSE_DEMO = scripts/compose exec -T outside podwire demo
+
+.PHONY: images
+images: build ## the images of deploy/compose, FROM scratch, one static binary each; nothing is pulled
+	@scripts/deps.sh compose
+	@scripts/engine start
+	scripts/images bin
+
+.PHONY: compose-up
+compose-up: images ## bring the stack of deploy/compose up and wait until it is healthy
+	scripts/compose up -d --wait
+	@echo 'next: scripts/compose exec outside podwire status (deploy/compose/README.md says more)'
+
+.PHONY: compose-down
+compose-down: ## take it down, with its data; stop the engine if `make` started it
+	scripts/compose down --volumes
+	@scripts/engine stop
+
+.PHONY: compose-demo
+compose-demo: build ## the demo on the stack: up, the checks from the outside container, down
+	@scripts/deps.sh compose
+	scripts/compose-run $(COMPOSE_DEMO)
+
+.PHONY: compose-smoke
+compose-smoke: build ## the part of `make test` that is about the stack: up, real packets, grpcurl, down
+	@scripts/deps.sh compose
+	scripts/compose-run scripts/compose-smoke
+
+.PHONY: compose-addr
+compose-addr: ## the address of a service's container, for grpcurl from this host: make -s compose-addr S=svcproxy
+	@scripts/compose-addr '$(S)'
 
 ##@ Other
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deps.sh build|demo|test installs what that target needs on Debian or Ubuntu and says what it does.
+# deps.sh build|demo|compose|test installs what that target needs on Debian or Ubuntu and says what it does.
 # Nothing is installed, and no package list is fetched, when everything is present.
 set -euo pipefail
 
@@ -8,6 +8,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 # <command that proves it>:<Debian package>. The product itself needs none of these at run time.
 build=(make:make git:git)
 demo=()
+compose=(
+	update-ca-certificates:ca-certificates # what the images trust
+)
+engine=(docker:docker.io dockerd:docker.io)
 test=(
 	nft:nftables       # the second opinion on our rules: they must load and list with the distribution's nft
 	ip:iproute2        # what a human would use to look at the namespaces
@@ -18,11 +22,18 @@ test=(
 case "${1:-}" in
 build) want=("${build[@]}") module=$here/.. ;;
 demo) want=("${build[@]}" "${demo[@]}") module=$here/.. ;;
-test) want=("${build[@]}" "${demo[@]}" "${test[@]}") module=$here/../tools ;; # linters ask for the newest Go
+# Linters and Compose ask for the newest Go.
+compose) want=("${build[@]}" "${compose[@]}") module=$here/../tools/compose ;;
+test) want=("${build[@]}" "${demo[@]}" "${compose[@]}" "${test[@]}") module=$here/../tools/compose ;;
 *)
-	echo "usage: $0 build|demo|test" >&2
+	echo "usage: $0 build|demo|compose|test" >&2
 	exit 2
 	;;
+esac
+
+# An engine that answers is good enough, wherever it is; so is one that is installed and does not run.
+case $1 in
+compose | test) docker version >/dev/null 2>&1 || want+=("${engine[@]}") ;;
 esac
 
 min_go=$(sed -n 's/^go //p' "$module/go.mod")
@@ -40,7 +51,8 @@ fi
 missing=()
 for entry in "${want[@]}"; do
 	# Debian keeps nft and ip in sbin, which is not in every user's PATH.
-	PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" >/dev/null || missing+=("${entry##*:}")
+	PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" >/dev/null && continue
+	[[ " ${missing[*]} " == *" ${entry##*:} "* ]] || missing+=("${entry##*:}")
 done
 if [ ${#missing[@]} -eq 0 ]; then
 	echo "deps: Go $have_go and everything '$1' needs are present"

@@ -1,0 +1,7 @@
+# Built by scripts/images from a directory with these files and nothing else.
+FROM scratch
+COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --chown=65532:65532 root/ /
+COPY svcproxy /usr/bin/svcproxy
+USER 65532:65532
+ENTRYPOINT ["/usr/bin/svcproxy"]
