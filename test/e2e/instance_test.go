@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,34 +110,36 @@ func (i *instance) get(t *testing.T, into any, args ...string) {
 // outsideAddress is the IPv4 address of the namespace outside.
 func (i *instance) outsideAddress(t *testing.T) string {
 	t.Helper()
+	return i.addressesOf(t, outside(), "eth0")[0]
+}
+
+// addressesOf are a link's addresses that are not link-local, IPv4 first.
+func (i *instance) addressesOf(t *testing.T, where place, link string) []string {
+	t.Helper()
 	var links []struct {
-		Ifname   string
-		AddrInfo []struct{ Family, Local string } `json:"addr_info"`
+		AddrInfo []struct{ Scope, Local string } `json:"addr_info"`
 	}
-	out := i.must(t, "exec", "--outside", "--", "ip", "-j", "addr", "show", "dev", "eth0")
-	if err := json.Unmarshal([]byte(out), &links); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	out := i.exec(where, "ip", "-j", "addr", "show", "dev", link).out
+	if err := json.Unmarshal([]byte(out), &links); err != nil || len(links) == 0 {
+		t.Fatalf("%v: %s: %v", where, out, err)
 	}
-	for _, l := range links {
-		for _, a := range l.AddrInfo {
-			if a.Family == "inet" {
-				return a.Local
-			}
+	var addrs []string
+	for _, a := range links[len(links)-1].AddrInfo {
+		if a.Scope == "global" {
+			addrs = append(addrs, a.Local)
 		}
 	}
-	t.Fatalf("outside has no IPv4 address: %s", out)
-	return ""
+	if len(addrs) != 2 {
+		t.Fatalf("%v: %s has %v, want an address of each family", where, link, addrs)
+	}
+	return addrs
 }
 
 // startListener runs this test binary as a listener in the namespace outside until the test ends.
 func (i *instance) startListener(t *testing.T, addr string) {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := i.command(ctx, "exec", "--outside", "--", "env", listenAt+"="+addr, self)
+	cmd := i.command(ctx, append([]string{"exec", "--outside", "--"}, playing(t, part{Listen: addr})...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -149,5 +153,69 @@ func (i *instance) startListener(t *testing.T, addr string) {
 	})
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("the listener outside does not start: %v", err)
+	}
+}
+
+// playing is a command that plays a part.
+func playing(t *testing.T, p part) []string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{"env", partVariable + "=" + string(text), self}
+}
+
+// partPod is a pod that plays a part; more is added to its spec's container.
+func partPod(t *testing.T, ns, name, node, labels string, p part, more ...string) string {
+	t.Helper()
+	var command []string
+	for _, word := range playing(t, p) {
+		command = append(command, strconv.Quote(word))
+	}
+	return fmt.Sprintf("---\n{apiVersion: v1, kind: Pod, metadata: {name: %s, namespace: %s, labels: {%s}}, spec: {nodeName: %s, "+
+		"terminationGracePeriodSeconds: 1, containers: [{name: part, image: podwire.dev/host, command: [%s]%s}]}}\n",
+		name, ns, labels, node, strings.Join(command, ", "), strings.Join(more, ""))
+}
+
+// ask asks all questions at once from one place.
+func (i *instance) ask(t *testing.T, from place, timeout time.Duration, questions []question) []reply {
+	t.Helper()
+	in, err := json.Marshal(questions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := append(append([]string{"exec"}, from...), "--")
+	out := i.mustWith(t, string(in), append(args, playing(t, part{Ask: &asking{timeout}})...)...)
+	var replies []reply
+	if err := json.Unmarshal([]byte(out), &replies); err != nil || len(replies) != len(questions) {
+		t.Fatalf("%v: %d replies to %d questions: %v", from, len(replies), len(questions), err)
+	}
+	return replies
+}
+
+// patience bounds what has to happen some time: on a machine under load that may be a while.
+const patience = time.Minute
+
+// look is how often something is looked at that changes by itself.
+const look = 20 * time.Millisecond
+
+// await looks until something is so.
+func await(t *testing.T, what string, so func() error) {
+	t.Helper()
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
+		err := so()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %s: %v", patience, what, err)
+		}
 	}
 }

@@ -1,28 +1,20 @@
 package e2e
 
 import (
-	"context"
 	"flag"
 	"fmt"
-	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 )
-
-// listenAt makes this test binary a listener; see startListener.
-const listenAt = "PODWIRE_E2E_LISTEN"
 
 // shared is the instance that the tests use.
 var shared *instance
 
 func TestMain(m *testing.M) {
-	if addr := os.Getenv(listenAt); addr != "" {
-		os.Exit(listen(addr))
+	if text := os.Getenv(partVariable); text != "" {
+		os.Exit(play(text))
 	}
 	flag.Parse()
 	os.Exit(run(m))
@@ -104,27 +96,4 @@ func (i *instance) leftOver() error {
 		}
 	}
 	return nil
-}
-
-// listen accepts TCP and answers UDP on addr until it is told to stop.
-func listen(addr string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	context.AfterFunc(ctx, func() { _ = l.Close() })
-	fmt.Println("listening")
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return 0
-		}
-		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-		_ = c.SetDeadline(time.Now().Add(time.Minute))
-		fmt.Fprintf(c, "listener %s\n", host)
-		_ = c.Close()
-	}
 }

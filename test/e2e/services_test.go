@@ -79,8 +79,8 @@ type service struct {
 		ClusterIP  string
 		ClusterIPs []string
 		Ports      []struct {
-			Name     string
-			NodePort int
+			Name           string
+			Port, NodePort int
 		}
 	}
 	Status struct {

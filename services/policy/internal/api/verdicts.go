@@ -48,8 +48,10 @@ func (v *Verdicts) Explain(ctx context.Context, req *policyv1.ExplainRequest) (*
 			return
 		}
 		resp.Revision = int64(at)
-		resp.Egress = sideOf(egress, nodestate.Egress, c)
-		resp.Ingress = sideOf(ingress, nodestate.Ingress, c)
+		from, to := nameOf(v.worlds.World(), c.From), nameOf(v.worlds.World(), c.To)
+		port := fmt.Sprintf("%s %d", c.Protocol, c.Port)
+		resp.Egress = sideOf(egress, nodestate.Egress, from, port+" to "+to)
+		resp.Ingress = sideOf(ingress, nodestate.Ingress, to, port+" from "+from)
 		resp.Allowed = egress.Verdict != ruleset.Denied && ingress.Verdict != ruleset.Denied
 	})
 	if err != nil {
@@ -103,36 +105,36 @@ func connectionOf(req *policyv1.ExplainRequest) (ruleset.Connection, error) {
 	return c, errs.InvalidFields("explain", violations)
 }
 
-// sideOf puts the judgement of one end into words.
-func sideOf(j ruleset.Judgement, d nodestate.Direction, c ruleset.Connection) *policyv1.Side {
+// sideOf puts the judgement of one end into words; self is that end, what the connection as it sees it.
+func sideOf(j ruleset.Judgement, d nodestate.Direction, self, what string) *policyv1.Side {
 	side := &policyv1.Side{Rules: j.Rules}
 	for _, p := range j.Policies {
 		side.Policies = append(side.Policies, p.String())
-	}
-	self, what := c.To, fmt.Sprintf("%s %d from %s", c.Protocol, c.Port, nameOf(c.From))
-	if d == nodestate.Egress {
-		self, what = c.From, fmt.Sprintf("%s %d to %s", c.Protocol, c.Port, nameOf(c.To))
 	}
 	policies := "policy " + strings.Join(side.Policies, ", ")
 	switch j.Verdict {
 	case ruleset.NotIsolated:
 		side.Verdict = policyv1.Side_VERDICT_NOT_ISOLATED
-		side.Reason = fmt.Sprintf("open: no policy isolates %s for %s", nameOf(self), d)
+		side.Reason = fmt.Sprintf("open: no policy isolates %s for %s", self, d)
 	case ruleset.Allowed:
 		side.Verdict = policyv1.Side_VERDICT_ALLOWED
-		side.Reason = fmt.Sprintf("allowed: %s is isolated for %s (%s), %s allows %s", nameOf(self), d, policies, strings.Join(j.Rules, ", "), what)
+		side.Reason = fmt.Sprintf("allowed: %s is isolated for %s (%s), %s allows %s", self, d, policies, strings.Join(j.Rules, ", "), what)
 	case ruleset.Denied:
 		side.Verdict = policyv1.Side_VERDICT_DENIED
-		side.Reason = fmt.Sprintf("denied: %s is isolated for %s (%s), no rule allows %s", nameOf(self), d, policies, what)
+		side.Reason = fmt.Sprintf("denied: %s is isolated for %s (%s), no rule allows %s", self, d, policies, what)
 	case ruleset.OwnNode:
 		side.Verdict, side.Reason = policyv1.Side_VERDICT_OWN_NODE, "open: a node always reaches its own pods"
 	}
 	return side
 }
 
-func nameOf(p ruleset.Party) string {
+// nameOf is a party for people: an address that a pod has is that pod.
+func nameOf(w *ruleset.World, p ruleset.Party) string {
 	switch {
 	case p.Address.IsValid():
+		if pod, ok := w.Holder(p.Address); ok {
+			return pod.String()
+		}
 		return p.Address.String()
 	case p.Node != "":
 		return "node " + p.Node

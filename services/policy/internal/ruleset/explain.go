@@ -44,6 +44,14 @@ type Judgement struct {
 	Rules    []string // that allow the connection, as in Allow.Origins
 }
 
+// Holder is the pod that has an address; ok is false where none has it or several claim it.
+func (w *World) Holder(a netip.Addr) (pod Ref, ok bool) {
+	for p := range w.holders[a] {
+		return p.Ref, len(w.holders[a]) == 1
+	}
+	return Ref{}, false
+}
+
 // UnknownParty says that a named pod or node does not exist.
 type UnknownParty struct{ What, Name string }
 

@@ -9,9 +9,9 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"podwire.dev/internal/nodestate"
+	"podwire.dev/internal/policytest"
 	"podwire.dev/internal/store"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	"podwire.dev/services/policy/internal/planner"
@@ -19,49 +19,32 @@ import (
 )
 
 // cluster makes random objects out of few words, so that they meet.
-type cluster struct{ *rand.Rand }
+type cluster struct{ policytest.Random }
 
-func (c cluster) one(words ...string) string { return words[c.IntN(len(words))] }
-
-func (c cluster) labels() map[string]string {
-	out := map[string]string{}
-	for _, k := range []string{"a", "b"} {
-		if c.IntN(3) > 0 {
-			out[k] = c.one("x", "y")
-		}
-	}
-	return out
-}
-
-func (c cluster) selector() *objectv1.LabelSelector {
-	s := &objectv1.LabelSelector{}
-	switch c.IntN(4) {
-	case 0:
-	case 1:
-		s.MatchLabels = map[string]string{c.one("a", "b"): c.one("x", "y")}
-	default:
-		e := &objectv1.LabelSelectorRequirement{Key: c.one("a", "b"), Operator: c.one("In", "NotIn", "Exists", "DoesNotExist")}
-		if e.Operator == "In" || e.Operator == "NotIn" {
-			e.Values = [][]string{{"x"}, {"y"}, {"x", "y"}}[c.IntN(3)]
-		}
-		s.MatchExpressions = append(s.MatchExpressions, e)
-	}
-	return s
+func newCluster(seed, stream uint64) cluster {
+	return cluster{policytest.Random{Rand: rand.New(rand.NewPCG(seed, stream)), Words: policytest.Words{
+		Namespaces: []string{"n1", "n2", "ghost"}, Numbers: []int{53, 80, 81, 443}, PortNames: []string{"web", "dns"},
+		Protocols: []string{"TCP", "UDP", "SCTP"},
+		Blocks: []*objectv1.IPBlock{
+			{Cidr: "0.0.0.0/0"}, {Cidr: "10.0.0.0/8", Except: []string{"10.0.1.0/24"}}, {Cidr: "10.0.0.0/24", Except: []string{"10.0.0.12/32", "10.0.0.14/31"}},
+			{Cidr: "::/0"}, {Cidr: "fd00::/16", Except: []string{"fd00::1:0/112"}}, {Cidr: "203.0.113.0/24"}, {Cidr: "203.0.113.9/32"}, {Cidr: "255.255.255.254/31"},
+		},
+	}}}
 }
 
 func (c cluster) namespace(name string) *objectv1.Namespace {
-	return &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: name, Labels: c.labels()}}
+	return &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: name, Labels: c.Labels()}}
 }
 
 func (c cluster) pod(i int) *objectv1.Pod {
 	name := fmt.Sprintf("p%d", i)
 	p := &objectv1.Pod{
-		Metadata: &objectv1.ObjectMeta{Namespace: c.one("n1", "n2", "ghost"), Name: name, Uid: "uid-" + name, Labels: c.labels()},
-		Spec:     &objectv1.PodSpec{NodeName: c.one("node-1", "node-2", "node-2", ""), HostNetwork: c.IntN(8) == 0},
-		Status:   &objectv1.PodStatus{Phase: c.one("Running", "Running", "Running", "Pending", "Succeeded")},
+		Metadata: &objectv1.ObjectMeta{Namespace: c.One("n1", "n2", "ghost"), Name: name, Uid: "uid-" + name, Labels: c.Labels()},
+		Spec:     &objectv1.PodSpec{NodeName: c.One("node-1", "node-2", "node-2", ""), HostNetwork: c.IntN(8) == 0},
+		Status:   &objectv1.PodStatus{Phase: c.One("Running", "Running", "Running", "Pending", "Succeeded")},
 	}
 	for range c.IntN(3) {
-		port := &objectv1.ContainerPort{Name: c.one("web", "dns", ""), ContainerPort: int32(c.number()), Protocol: new(c.one("TCP", "UDP", "SCTP"))}
+		port := &objectv1.ContainerPort{Name: c.One("web", "dns", ""), ContainerPort: int32(c.Number()), Protocol: new(c.One("TCP", "UDP", "SCTP"))}
 		p.Spec.Containers = append(p.Spec.Containers, &objectv1.Container{Ports: []*objectv1.ContainerPort{port}})
 	}
 	if c.IntN(6) > 0 {
@@ -71,68 +54,6 @@ func (c cluster) pod(i int) *objectv1.Pod {
 		p.Status.PodIps = append(p.Status.PodIps, &objectv1.PodIP{Ip: fmt.Sprintf("fd00::%d:%d", i%2, 10+i)})
 	}
 	return p
-}
-
-func (c cluster) number() int { return []int{53, 80, 81, 443}[c.IntN(4)] }
-
-func (c cluster) ports() []*objectv1.NetworkPolicyPort {
-	var out []*objectv1.NetworkPolicyPort
-	for range c.IntN(3) {
-		p := &objectv1.NetworkPolicyPort{}
-		if c.IntN(2) > 0 {
-			p.Protocol = new(c.one("TCP", "UDP", "SCTP"))
-		}
-		switch c.IntN(4) {
-		case 0:
-		case 1:
-			p.Port = structpb.NewStringValue(c.one("web", "dns"))
-		default:
-			n := c.number()
-			p.Port = structpb.NewNumberValue(float64(n))
-			if c.IntN(2) > 0 {
-				p.EndPort = new(int32(n + c.IntN(30)))
-			}
-		}
-		out = append(out, p)
-	}
-	return out
-}
-
-func (c cluster) peers() []*objectv1.NetworkPolicyPeer {
-	var out []*objectv1.NetworkPolicyPeer
-	for range c.IntN(3) {
-		p := &objectv1.NetworkPolicyPeer{}
-		switch c.IntN(4) {
-		case 0:
-			p.IpBlock = [...]*objectv1.IPBlock{
-				{Cidr: "0.0.0.0/0"}, {Cidr: "10.0.0.0/8", Except: []string{"10.0.1.0/24"}}, {Cidr: "10.0.0.0/24", Except: []string{"10.0.0.12/32", "10.0.0.14/31"}},
-				{Cidr: "::/0"}, {Cidr: "fd00::/16", Except: []string{"fd00::1:0/112"}}, {Cidr: "203.0.113.0/24"}, {Cidr: "203.0.113.9/32"}, {Cidr: "255.255.255.254/31"},
-			}[c.IntN(8)]
-		case 1:
-			p.PodSelector = c.selector()
-		case 2:
-			p.NamespaceSelector = c.selector()
-		default:
-			p.PodSelector, p.NamespaceSelector = c.selector(), c.selector()
-		}
-		out = append(out, p)
-	}
-	return out
-}
-
-func (c cluster) policy(i int) *objectv1.NetworkPolicy {
-	o := &objectv1.NetworkPolicy{
-		Metadata: &objectv1.ObjectMeta{Namespace: c.one("n1", "n2", "ghost"), Name: fmt.Sprintf("np%d", i)},
-		Spec:     &objectv1.NetworkPolicySpec{PodSelector: c.selector()},
-	}
-	o.Spec.PolicyTypes = [][]string{nil, {"Ingress"}, {"Egress"}, {"Ingress", "Egress"}}[c.IntN(4)]
-	for range c.IntN(3) {
-		o.Spec.Ingress = append(o.Spec.Ingress, &objectv1.NetworkPolicyIngressRule{From: c.peers(), Ports: c.ports()})
-	}
-	for range c.IntN(3) {
-		o.Spec.Egress = append(o.Spec.Egress, &objectv1.NetworkPolicyEgressRule{To: c.peers(), Ports: c.ports()})
-	}
-	return o
 }
 
 func keyOf(o store.Object) store.Key {
@@ -214,15 +135,15 @@ func addresses(p *objectv1.Pod) []netip.Addr {
 	return out
 }
 
-func dump(o oracle) string {
+func dump(o policytest.Oracle) string {
 	text := ""
-	for _, x := range o.namespaces {
+	for _, x := range o.Namespaces {
 		text += protojson.Format(x) + "\n"
 	}
-	for _, x := range o.pods {
+	for _, x := range o.Pods {
 		text += protojson.Format(x) + "\n"
 	}
-	for _, x := range o.policies {
+	for _, x := range o.Policies {
 		text += protojson.Format(x) + "\n"
 	}
 	return text
@@ -231,7 +152,7 @@ func dump(o oracle) string {
 // examination holds one cluster's verdicts against each other.
 type examination struct {
 	t      *testing.T
-	o      oracle
+	o      policytest.Oracle
 	plan   *planner.Planner
 	nodes  map[string]node
 	probes int
@@ -239,18 +160,18 @@ type examination struct {
 	yes int
 }
 
-func examine(t *testing.T, o oracle) *examination {
+func examine(t *testing.T, o policytest.Oracle) *examination {
 	e := &examination{t: t, o: o, plan: planner.New(), nodes: map[string]node{}}
-	for _, x := range o.policies {
+	for _, x := range o.Policies {
 		if bad := ruleset.ValidatePolicy(x); len(bad) > 0 {
 			t.Fatalf("the generator makes invalid policies: %v", bad)
 		}
 		put(e.plan, x)
 	}
-	for _, x := range o.pods {
+	for _, x := range o.Pods {
 		put(e.plan, x)
 	}
-	for _, x := range o.namespaces {
+	for _, x := range o.Namespaces {
 		put(e.plan, x)
 	}
 	made, err := e.plan.Plan(1)
@@ -268,12 +189,16 @@ type place struct {
 	addr netip.Addr // invalid: the pod has none
 }
 
+func between(from, to place, protocol string, port int) policytest.Flow {
+	return policytest.Flow{From: from.pod, To: to.pod, FromAddr: from.addr, ToAddr: to.addr, Protocol: protocol, Port: port}
+}
+
 func (e *examination) places() []place {
 	out := []place{}
 	for _, a := range []string{"203.0.113.9", "203.0.113.8", "10.0.0.200", "10.0.1.200", "255.255.255.255", "2001:db8::1", "fd00::1:9999"} {
 		out = append(out, place{addr: netip.MustParseAddr(a)})
 	}
-	for _, p := range e.o.pods {
+	for _, p := range e.o.Pods {
 		if len(addresses(p)) == 0 {
 			out = append(out, place{pod: p})
 		}
@@ -294,7 +219,7 @@ func (e *examination) all(r *rand.Rand) {
 			for range 4 {
 				protocol := []string{"TCP", "UDP", "SCTP"}[r.IntN(3)]
 				port := []int{53, 80, 81, 90, 443}[r.IntN(5)]
-				e.probe(flow{from.pod, to.pod, from.addr, to.addr, protocol, port})
+				e.probe(between(from, to, protocol, port))
 			}
 		}
 	}
@@ -308,33 +233,33 @@ func party(p *objectv1.Pod, a netip.Addr) ruleset.Party {
 	return ruleset.Party{Pod: ruleset.Ref{Namespace: p.GetMetadata().GetNamespace(), Name: p.GetMetadata().GetName()}}
 }
 
-func (e *examination) probe(f flow) {
+func (e *examination) probe(f policytest.Flow) {
 	e.probes++
-	protocol, _ := nodestate.ParseProtocol(f.protocol)
-	wantOut, wantIn := e.o.egress(f), e.o.ingress(f)
+	protocol, _ := nodestate.ParseProtocol(f.Protocol)
+	wantOut, wantIn := e.o.Egress(f), e.o.Ingress(f)
 	if wantOut && wantIn {
 		e.yes++
 	}
-	if f.fromAddr.IsValid() && f.toAddr.IsValid() {
-		e.rows(f, nodestate.Egress, f.from, f.toAddr, protocol, wantOut)
-		e.rows(f, nodestate.Ingress, f.to, f.fromAddr, protocol, wantIn)
+	if f.FromAddr.IsValid() && f.ToAddr.IsValid() {
+		e.rows(f, nodestate.Egress, f.From, f.ToAddr, protocol, wantOut)
+		e.rows(f, nodestate.Ingress, f.To, f.FromAddr, protocol, wantIn)
 	}
 	// A pod asked for by name is judged by one family, which need not be the one of this flow.
-	if len(addresses(f.from)) > 1 || len(addresses(f.to)) > 1 {
+	if len(addresses(f.From)) > 1 || len(addresses(f.To)) > 1 {
 		return
 	}
 	egress, ingress, err := e.plan.World().Explain(ruleset.Connection{
-		From: party(f.from, f.fromAddr), To: party(f.to, f.toAddr), Protocol: protocol, Port: uint16(f.port),
+		From: party(f.From, f.FromAddr), To: party(f.To, f.ToAddr), Protocol: protocol, Port: uint16(f.Port),
 	})
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	own := ingress.Verdict == ruleset.OwnNode
-	if own != (f.from.GetSpec().GetHostNetwork() && f.to != nil && !f.to.GetSpec().GetHostNetwork() && f.from.GetSpec().GetNodeName() != "" &&
-		f.from.GetSpec().GetNodeName() == f.to.GetSpec().GetNodeName()) {
+	if own != (f.From.GetSpec().GetHostNetwork() && f.To != nil && !f.To.GetSpec().GetHostNetwork() && f.From.GetSpec().GetNodeName() != "" &&
+		f.From.GetSpec().GetNodeName() == f.To.GetSpec().GetNodeName()) {
 		e.t.Errorf("%+v: explain says own node: %v", f, own)
 	}
-	blind := f.from.GetSpec().GetHostNetwork() // its packets bear an address that Explain does not know
+	blind := f.From.GetSpec().GetHostNetwork() // its packets bear an address that Explain does not know
 	if gotOut := egress.Verdict != ruleset.Denied; gotOut != wantOut {
 		e.t.Fatalf("%+v: explain says egress %v, the oracle %v\n%s", f, gotOut, wantOut, dump(e.o))
 	}
@@ -348,11 +273,11 @@ func (e *examination) probe(f flow) {
 	}
 }
 
-func (e *examination) rows(f flow, d nodestate.Direction, subject *objectv1.Pod, peer netip.Addr, protocol nodestate.Protocol, want bool) {
+func (e *examination) rows(f policytest.Flow, d nodestate.Direction, subject *objectv1.Pod, peer netip.Addr, protocol nodestate.Protocol, want bool) {
 	if subject == nil || subject.GetSpec().GetNodeName() == "" || subject.GetSpec().GetHostNetwork() {
 		return
 	}
-	got, err := e.nodes[subject.GetSpec().GetNodeName()].judge(subject.GetMetadata().GetUid(), d, peer, protocol, uint16(f.port))
+	got, err := e.nodes[subject.GetSpec().GetNodeName()].judge(subject.GetMetadata().GetUid(), d, peer, protocol, uint16(f.Port))
 	if err != nil || got != want {
 		e.t.Fatalf("%+v: the rows say %s %v (%v), the oracle %v\n%s", f, d, got, err, want, dump(e.o))
 	}
@@ -363,13 +288,13 @@ func TestOracle(t *testing.T) {
 	t.Parallel()
 	probes, yes := 0, 0
 	for seed := uint64(0); probes < 200_000; seed++ {
-		r := cluster{rand.New(rand.NewPCG(seed, 7))}
-		o := oracle{namespaces: []*objectv1.Namespace{r.namespace("n1"), r.namespace("n2")}}
+		r := newCluster(seed, 7)
+		o := policytest.Oracle{Namespaces: []*objectv1.Namespace{r.namespace("n1"), r.namespace("n2")}}
 		for i := range 2 + r.IntN(6) {
-			o.pods = append(o.pods, r.pod(i))
+			o.Pods = append(o.Pods, r.pod(i))
 		}
 		for i := range r.IntN(6) {
-			o.policies = append(o.policies, r.policy(i))
+			o.Policies = append(o.Policies, r.Policy(fmt.Sprintf("np%d", i)))
 		}
 		e := examine(t, o)
 		e.all(r.Rand)
@@ -422,7 +347,7 @@ func (f follower) same(o follower) error {
 func TestHistoryDoesNotMatter(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(150) {
-		r := cluster{rand.New(rand.NewPCG(seed, 11))}
+		r := newCluster(seed, 11)
 		step, squashed := newFollower(), newFollower()
 		present := map[store.Key]store.Object{}
 		var history []map[store.Key]store.Object
@@ -430,11 +355,11 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 			var o store.Object
 			switch r.IntN(4) {
 			case 0:
-				o = r.namespace(r.one("n1", "n2", "ghost"))
+				o = r.namespace(r.One("n1", "n2", "ghost"))
 			case 1, 2:
 				o = r.pod(r.IntN(5))
 			default:
-				o = r.policy(r.IntN(4))
+				o = r.Policy(fmt.Sprintf("np%d", r.IntN(4)))
 			}
 			key := keyOf(o)
 			if present[key] != nil && r.IntN(3) == 0 {

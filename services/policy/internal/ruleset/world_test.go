@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"podwire.dev/internal/nodestate"
+	"podwire.dev/internal/policytest"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	"podwire.dev/services/policy/internal/ruleset"
 )
@@ -213,10 +214,10 @@ func FuzzPolicy(f *testing.F) {
 		if !valid {
 			return
 		}
-		o := oracle{
-			namespaces: []*objectv1.Namespace{{Metadata: &objectv1.ObjectMeta{Name: "n1"}}},
-			policies:   []*objectv1.NetworkPolicy{np},
-			pods: []*objectv1.Pod{
+		o := policytest.Oracle{
+			Namespaces: []*objectv1.Namespace{{Metadata: &objectv1.ObjectMeta{Name: "n1"}}},
+			Policies:   []*objectv1.NetworkPolicy{np},
+			Pods: []*objectv1.Pod{
 				{Metadata: &objectv1.ObjectMeta{Namespace: "n1", Name: "p", Uid: "p"}, Spec: &objectv1.PodSpec{NodeName: "node-1"},
 					Status: &objectv1.PodStatus{PodIps: []*objectv1.PodIP{{Ip: "10.0.0.1"}}}},
 				{Metadata: &objectv1.ObjectMeta{Namespace: "n2", Name: "q", Uid: "q", Labels: web}, Spec: &objectv1.PodSpec{NodeName: "node-2"},
@@ -227,8 +228,8 @@ func FuzzPolicy(f *testing.F) {
 		for _, from := range e.places() {
 			for _, to := range e.places() {
 				if from.addr.BitLen() == to.addr.BitLen() {
-					e.probe(flow{from.pod, to.pod, from.addr, to.addr, "TCP", 80})
-					e.probe(flow{from.pod, to.pod, from.addr, to.addr, "UDP", 53})
+					e.probe(between(from, to, "TCP", 80))
+					e.probe(between(from, to, "UDP", 53))
 				}
 			}
 		}

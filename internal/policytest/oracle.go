@@ -1,4 +1,4 @@
-package ruleset_test
+package policytest
 
 import (
 	"net/netip"
@@ -7,34 +7,41 @@ import (
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 )
 
-// oracle decides by brute force, straight from the objects and Kubernetes' documentation. It shares nothing with the
-// package but the objects.
-type oracle struct {
-	namespaces []*objectv1.Namespace
-	pods       []*objectv1.Pod
-	policies   []*objectv1.NetworkPolicy
+// Oracle is a cluster, and what follows from it.
+type Oracle struct {
+	Namespaces []*objectv1.Namespace
+	Pods       []*objectv1.Pod
+	Policies   []*objectv1.NetworkPolicy
 }
 
-// flow is the first packet of a connection. A pod is nil where the end is none.
-type flow struct {
-	from, to         *objectv1.Pod
-	fromAddr, toAddr netip.Addr
-	protocol         string
-	port             int
+// Flow is the first packet of a connection.
+type Flow struct {
+	// From and To are nil where that end is no pod.
+	From, To *objectv1.Pod
+	// FromAddr and ToAddr are what that packet bears when it is judged.
+	FromAddr, ToAddr netip.Addr
+	// Protocol is TCP, UDP or SCTP.
+	Protocol string
+	Port     int
 }
 
-func (o oracle) egress(f flow) bool {
-	if f.from == nil || f.from.GetSpec().GetHostNetwork() {
+// Allowed says whether both ends let the packet pass. What a pod sends to itself and what a node sends to its own pods is
+// not judged at all; that is for the caller to know.
+func (o Oracle) Allowed(f Flow) bool { return o.Egress(f) && o.Ingress(f) }
+
+// Egress says whether the source lets the packet go.
+func (o Oracle) Egress(f Flow) bool {
+	if f.From == nil || f.From.GetSpec().GetHostNetwork() {
 		return true
 	}
 	isolated := false
-	for _, p := range o.policies {
-		if !o.applies(p, f.from, "Egress") {
+	for _, p := range o.Policies {
+		if !applies(p, f.From, "Egress") {
 			continue
 		}
 		isolated = true
 		for _, r := range p.GetSpec().GetEgress() {
-			if o.anyPeer(p, r.GetTo(), f.to, f.toAddr) && o.anyPort(r.GetPorts(), f) {
+			if o.anyPeer(p, r.GetTo(), f.To, f.ToAddr) && anyPort(r.GetPorts(), f) {
 				return true
 			}
 		}
@@ -42,18 +49,19 @@ func (o oracle) egress(f flow) bool {
 	return !isolated
 }
 
-func (o oracle) ingress(f flow) bool {
-	if f.to == nil || f.to.GetSpec().GetHostNetwork() {
+// Ingress says whether the destination lets the packet in.
+func (o Oracle) Ingress(f Flow) bool {
+	if f.To == nil || f.To.GetSpec().GetHostNetwork() {
 		return true
 	}
 	isolated := false
-	for _, p := range o.policies {
-		if !o.applies(p, f.to, "Ingress") {
+	for _, p := range o.Policies {
+		if !applies(p, f.To, "Ingress") {
 			continue
 		}
 		isolated = true
 		for _, r := range p.GetSpec().GetIngress() {
-			if o.anyPeer(p, r.GetFrom(), f.from, f.fromAddr) && o.anyPort(r.GetPorts(), f) {
+			if o.anyPeer(p, r.GetFrom(), f.From, f.FromAddr) && anyPort(r.GetPorts(), f) {
 				return true
 			}
 		}
@@ -61,7 +69,7 @@ func (o oracle) ingress(f flow) bool {
 	return !isolated
 }
 
-func (o oracle) applies(p *objectv1.NetworkPolicy, pod *objectv1.Pod, direction string) bool {
+func applies(p *objectv1.NetworkPolicy, pod *objectv1.Pod, direction string) bool {
 	types := p.GetSpec().GetPolicyTypes()
 	if len(types) == 0 {
 		types = []string{"Ingress"}
@@ -73,7 +81,7 @@ func (o oracle) applies(p *objectv1.NetworkPolicy, pod *objectv1.Pod, direction 
 		selected(p.GetSpec().GetPodSelector(), pod.GetMetadata().GetLabels())
 }
 
-func (o oracle) anyPeer(p *objectv1.NetworkPolicy, peers []*objectv1.NetworkPolicyPeer, pod *objectv1.Pod, addr netip.Addr) bool {
+func (o Oracle) anyPeer(p *objectv1.NetworkPolicy, peers []*objectv1.NetworkPolicyPeer, pod *objectv1.Pod, addr netip.Addr) bool {
 	if len(peers) == 0 {
 		return true
 	}
@@ -85,7 +93,7 @@ func (o oracle) anyPeer(p *objectv1.NetworkPolicy, peers []*objectv1.NetworkPoli
 	return false
 }
 
-func (o oracle) isPeer(p *objectv1.NetworkPolicy, peer *objectv1.NetworkPolicyPeer, pod *objectv1.Pod, addr netip.Addr) bool {
+func (o Oracle) isPeer(p *objectv1.NetworkPolicy, peer *objectv1.NetworkPolicyPeer, pod *objectv1.Pod, addr netip.Addr) bool {
 	if b := peer.GetIpBlock(); b != nil {
 		in := addr.IsValid() && netip.MustParsePrefix(b.GetCidr()).Contains(addr)
 		for _, e := range b.GetExcept() {
@@ -105,7 +113,7 @@ func (o oracle) isPeer(p *objectv1.NetworkPolicy, peer *objectv1.NetworkPolicyPe
 		}
 	} else {
 		found := false
-		for _, ns := range o.namespaces {
+		for _, ns := range o.Namespaces {
 			found = found || ns.GetMetadata().GetName() == pod.GetMetadata().GetNamespace() &&
 				selected(peer.GetNamespaceSelector(), ns.GetMetadata().GetLabels())
 		}
@@ -116,7 +124,7 @@ func (o oracle) isPeer(p *objectv1.NetworkPolicy, peer *objectv1.NetworkPolicyPe
 	return peer.GetPodSelector() == nil || selected(peer.GetPodSelector(), pod.GetMetadata().GetLabels())
 }
 
-func (o oracle) anyPort(ports []*objectv1.NetworkPolicyPort, f flow) bool {
+func anyPort(ports []*objectv1.NetworkPolicyPort, f Flow) bool {
 	if len(ports) == 0 {
 		return true
 	}
@@ -125,18 +133,18 @@ func (o oracle) anyPort(ports []*objectv1.NetworkPolicyPort, f flow) bool {
 		if p.Protocol != nil {
 			protocol = p.GetProtocol()
 		}
-		if protocol != f.protocol {
+		if protocol != f.Protocol {
 			continue
 		}
 		switch v := p.GetPort().AsInterface().(type) {
 		case nil:
 			return true
 		case float64:
-			if int(v) == f.port || p.EndPort != nil && int(v) <= f.port && f.port <= int(p.GetEndPort()) {
+			if int(v) == f.Port || p.EndPort != nil && int(v) <= f.Port && f.Port <= int(p.GetEndPort()) {
 				return true
 			}
 		case string:
-			if named(f.to, v, protocol, f.port) {
+			if named(f.To, v, protocol, f.Port) {
 				return true
 			}
 		}
