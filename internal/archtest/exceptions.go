@@ -64,7 +64,7 @@ var goroutineExceptions = []Exception{
 	},
 	{
 		Rule:   "goroutines",
-		Where:  "services/nodeagent/internal/runtime/container.go#Process.preStop",
+		Where:  "services/nodeagent/internal/runtime/stop.go#Process.preStop",
 		Reason: "asks beside three other ends of the hook; the function waits for the answer before it returns",
 	},
 	{

@@ -204,6 +204,9 @@ func (f *Fabric) deviceSysctls() error {
 		// Loose: the kernel takes the larger of this and conf/all, and the strict check of a host (1) would drop answers whose
 		// way back is another one. What may come through the tunnel is judged by our own rules.
 		{"net/ipv4/conf/" + f.cfg.Link + "/rp_filter", "2"},
+		// A container engine turns IPv6 off for links that are made later in a container of its own; addresses and routes need
+		// it on.
+		{"net/ipv6/conf/" + f.cfg.Link + "/disable_ipv6", "0"},
 		// Nobody behind the tunnel is this host's router, whatever conf/default says.
 		{"net/ipv6/conf/" + f.cfg.Link + "/accept_ra", "0"},
 	} {

@@ -33,8 +33,9 @@ var clusterRanges = []nodestate.Range{
 	{Kind: nodestate.RangeLoadBalancer, Prefix: netip.MustParsePrefix("172.30.0.192/26")},
 }
 
-// newCluster makes members node-1… with the underlay addresses of the family of the given prefix.
-func newCluster(t *testing.T, count int, underlay netip.Prefix) *cluster {
+// newCluster makes members node-1… with the underlay addresses of the family of the given prefix, on hosts that prepare
+// has changed.
+func newCluster(t *testing.T, count int, underlay netip.Prefix, prepare ...func(*testnet.NS)) *cluster {
 	t.Helper()
 	n := testnet.New(t)
 	plug := n.Underlay("underlay")
@@ -45,6 +46,9 @@ func newCluster(t *testing.T, count int, underlay netip.Prefix) *cluster {
 		m := &member{NS: n.AddNS(fmt.Sprintf("node-%d", i))}
 		plug(m.NS, netip.PrefixFrom(address, underlay.Bits()))
 		m.SetSysctl("net/ipv4/conf/all/rp_filter", "1")
+		for _, change := range prepare {
+			change(m.NS)
+		}
 		m.Must(func() error {
 			var err error
 			m.fabric, err = Open(Config{Self: m.Name(), Underlay: address})

@@ -108,6 +108,7 @@ func (m machine) examine(ctx context.Context, r *report) {
 	m.privileges(r)
 	m.kernel(ctx, r)
 	m.overlaps(r)
+	m.addressing(r)
 	m.ports(r)
 	m.settings(r)
 	m.limits(r)

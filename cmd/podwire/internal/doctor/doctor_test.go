@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -136,6 +137,38 @@ func TestLimits(t *testing.T) {
 	}
 	if link, err := m.defaultLink(); err == nil {
 		t.Errorf("a machine without a default route has one on %s", link)
+	}
+}
+
+// TestAddressing: only links that are not ours matter, and what is off for all links to come does not.
+func TestAddressing(t *testing.T) {
+	t.Parallel()
+	const conf = "proc/sys/net/ipv6/conf/"
+	route := "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\neth0.1\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+	for name, tt := range map[string]struct {
+		files  map[string]string
+		advice []string // of each finding
+	}{
+		"all on":              {map[string]string{conf + "lo/disable_ipv6": "0"}, []string{""}},
+		"off for new links":   {map[string]string{conf + "lo/disable_ipv6": "0", conf + "default/disable_ipv6": "1", conf + "all/disable_ipv6": "1"}, []string{""}},
+		"off on the loopback": {map[string]string{conf + "lo/disable_ipv6": "1"}, []string{"sysctl -w net.ipv6.conf.lo.disable_ipv6=0"}},
+		"off on the underlay": {
+			map[string]string{conf + "lo/disable_ipv6": "0", conf + "eth0.1/disable_ipv6": "1", "proc/net/route": route},
+			[]string{"", "sysctl -w net.ipv6.conf.eth0/1.disable_ipv6=0"},
+		},
+		"no IPv6": {nil, []string{"boot without ipv6.disable=1, or give pods IPv4 addresses only"}},
+	} {
+		var r report
+		fake(t, tt.files).addressing(&r)
+		var got []string
+		for _, f := range r.findings {
+			if got = append(got, f.Advice); (f.Advice == "") != (f.Verdict == OK) {
+				t.Errorf("%s: %+v", name, f)
+			}
+		}
+		if !slices.Equal(got, tt.advice) {
+			t.Errorf("%s: %q, want %q", name, got, tt.advice)
+		}
 	}
 }
 

@@ -180,6 +180,31 @@ func (m machine) settings(r *report) {
 	}
 }
 
+// addressing is about IPv6 being off where Podwire does not turn it on: on links that are not its own. That it is off for all
+// links, or for those that are made later, stands in nobody's way.
+func (m machine) addressing(r *report) {
+	const area = "network"
+	links := []struct{ name, without string }{
+		{"lo", "not reach IPv6 addresses of its own machine, as its tunnel address"},
+	}
+	if link, err := m.defaultLink(); err == nil {
+		links = append(links, struct{ name, without string }{link, "announce no IPv6 load balancer address there"})
+	}
+	for _, l := range links {
+		text, err := m.read("proc/sys/net/ipv6/conf/" + l.name + "/disable_ipv6")
+		if err != nil {
+			r.note(area, "IPv6 on "+l.name, "this kernel has none for it", "boot without ipv6.disable=1, or give pods IPv4 addresses only")
+			continue
+		}
+		if text == "0" {
+			r.ok(area, "IPv6 on "+l.name, "on")
+			continue
+		}
+		r.note(area, "IPv6 on "+l.name, "off; an agent or a service on this machine itself would "+l.without+", those of `up` and of Compose are not concerned",
+			fmt.Sprintf("sysctl -w net.ipv6.conf.%s.disable_ipv6=0", strings.ReplaceAll(l.name, ".", "/")))
+	}
+}
+
 // defaultLink is the link of the IPv4 default route (proc_net(5)).
 func (m machine) defaultLink() (string, error) {
 	text, err := m.read("proc/net/route")

@@ -8,9 +8,14 @@
 // an HTTP answer's header says what arrived (Echo-Request, Echo-Host,
 // Echo-Forwarded-For); UDP answers each datagram from the address it was sent to.
 //
+// A Pod's end is announced to clients and to the Pod at the same time, so those who
+// have not heard of it yet go on calling: after Serve's context ended, the server
+// lingers, which is as if nothing had happened, except that each HTTP answer asks for
+// the connection's end. Then it stops listening, and what was begun is answered.
+//
 // Invariants: it listens on both families where the kernel has both; connections are
-// bounded in number and in idle time, lines in length; when Serve's context ends,
-// what was begun is answered. It must not read files or resolve names.
+// bounded in number and in idle time, lines in length; nobody who called while it
+// lingered is turned away. It must not read files or resolve names.
 package echo
 
 import (
@@ -22,6 +27,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,7 +38,10 @@ const (
 	silence = 200 * time.Millisecond
 	// idle ends a connection on which nothing arrives.
 	idle = 5 * time.Minute
-	// drain is how long begun answers may take after the end was asked for.
+	// maxLinger is how long clients get to hear that the Pod ends: some ten times what
+	// it takes an endpoint's removal to reach every node.
+	maxLinger = 2 * time.Second
+	// drain is how long begun answers may take after it stopped listening.
 	drain = 5 * time.Second
 	// maxConns bounds the open connections of one container; more wait in the backlog.
 	maxConns = 4096
@@ -46,7 +55,15 @@ type Config struct {
 	Name string `json:"name"`
 	// Ports are what to listen on; empty means TCP 80.
 	Ports []Port `json:"ports,omitempty"`
+	// Linger is how long it goes on accepting after the end was asked for, in
+	// nanoseconds; see LingerFor.
+	Linger time.Duration `json:"linger,omitempty"`
 }
+
+// LingerFor is how long the server of a Pod with this grace period
+// (spec.terminationGracePeriodSeconds) lingers: 2 s, or half of the grace period where
+// that is less, so that the other half is left for what was begun.
+func LingerFor(grace time.Duration) time.Duration { return min(maxLinger, grace/2) }
 
 // Port is one port to listen on.
 type Port struct {
@@ -61,6 +78,9 @@ type Server struct {
 	listeners []net.Listener
 	datagrams []*net.UDPConn
 	slots     chan struct{}
+	linger    time.Duration
+	after     func(time.Duration) <-chan time.Time // time.After
+	leaving   atomic.Bool
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // raw connections; HTTP's are http.Server's
@@ -73,7 +93,10 @@ func Listen(config Config) (*Server, error) {
 	if len(ports) == 0 {
 		ports = []Port{{Protocol: "TCP", Number: 80}}
 	}
-	s := &Server{name: config.Name, slots: make(chan struct{}, maxConns), conns: map[net.Conn]struct{}{}}
+	s := &Server{
+		name: config.Name, slots: make(chan struct{}, maxConns), conns: map[net.Conn]struct{}{},
+		linger: config.Linger, after: time.After,
+	}
 	for _, p := range ports {
 		if err := s.open(p); err != nil {
 			s.close()
@@ -131,8 +154,8 @@ func (s *Server) close() {
 	}
 }
 
-// Serve answers until ctx ends, then finishes the answers it has begun and returns
-// nil. It must be called once.
+// Serve answers until ctx ends and the time to linger is over, then finishes the
+// answers it has begun and returns nil. It must be called once.
 func (s *Server) Serve(ctx context.Context) error {
 	pipe := newConnListener()
 	web := &http.Server{
@@ -145,7 +168,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	web.Protocols.SetHTTP1(true)
 	web.Protocols.SetUnencryptedHTTP2(true)
 
-	g, gctx := errgroup.WithContext(ctx)
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g, gctx := errgroup.WithContext(life)
+	g.Go(func() error {
+		defer end()
+		s.leave(ctx, gctx)
+		return nil
+	})
 	g.Go(func() error { return ignoreClosed(web.Serve(pipe)) })
 	var acceptors, raw sync.WaitGroup
 	for _, l := range s.listeners {
@@ -170,6 +200,21 @@ func (s *Server) Serve(ctx context.Context) error {
 		return err
 	})
 	return g.Wait()
+}
+
+// leave returns when it is time to stop listening: the time to linger after asked
+// ended, or at once where nothing is left to serve.
+func (s *Server) leave(asked, served context.Context) {
+	select {
+	case <-asked.Done():
+	case <-served.Done():
+		return
+	}
+	s.leaving.Store(true)
+	select {
+	case <-s.after(s.linger):
+	case <-served.Done():
+	}
 }
 
 func ignoreClosed(err error) error {
@@ -282,6 +327,11 @@ func (s *Server) answerHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
+	if s.leaving.Load() {
+		// An idle connection that the server closes may meet the next request half way; one
+		// that the client was told of cannot (RFC 9112 section 9.6). HTTP/2 says GOAWAY.
+		w.Header().Set("Connection", "close")
+	}
 	// What arrived, for those who look at what is between them and us.
 	w.Header().Set("Echo-Request", r.Method+" "+r.RequestURI)
 	w.Header().Set("Echo-Host", r.Host)

@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"podwire.dev/services/nodeagent/internal/echo"
 	"podwire.dev/services/nodeagent/internal/probe"
 	"podwire.dev/services/nodeagent/internal/runtime/podspec"
@@ -225,7 +223,7 @@ func (d *Process) shimSpec(c *container) shim.Spec {
 	}
 	switch c.plan.program {
 	case echoServer:
-		s.Echo = &echo.Config{Name: c.pod.spec.Name}
+		s.Echo = &echo.Config{Name: c.pod.spec.Name, Linger: echo.LingerFor(c.pod.spec.GracePeriod)}
 		s.WorkingDir = ""
 		for _, p := range c.spec.Ports {
 			s.Echo.Ports = append(s.Echo.Ports, echo.Port{Protocol: p.Protocol, Number: p.Number})
@@ -447,85 +445,4 @@ func (d *Process) ask(ctx context.Context, c *container, h podspec.Handler) prob
 		t.PodIP = ips[0]
 	}
 	return probe.Ask(ctx, h, t)
-}
-
-// minStop is what a stop signal is given at least, also after a long preStop.
-const minStop = 2 * time.Second
-
-// terminate ends a running container: preStop, stop signal, grace, SIGKILL. The grace
-// period includes preStop. It returns when the container is gone or ctx ended.
-func (d *Process) terminate(ctx context.Context, c *container, h *shim.Handle, gone <-chan struct{}, grace time.Duration) {
-	killAt := time.Now().Add(grace)
-	at, podGrace, stopping, _ := c.pod.deadline()
-	if stopping {
-		killAt, grace = at, podGrace
-	}
-	if c.spec.PreStop != nil && grace > 0 && c.plan.substituted == "" {
-		d.preStop(ctx, c, gone, killAt)
-	}
-	if grace > 0 {
-		if least := time.Now().Add(minStop); killAt.Before(least) && c.spec.PreStop != nil {
-			killAt = least
-		}
-		d.signal(ctx, c, h, c.stopSignal())
-	}
-	for {
-		at, _, stopping, moved := c.pod.deadline()
-		if stopping && at.Before(killAt) && c.spec.PreStop == nil {
-			killAt = at
-		}
-		timer := time.NewTimer(time.Until(killAt))
-		select {
-		case <-gone:
-			timer.Stop()
-			return
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-moved:
-			timer.Stop()
-			killAt, _, _, _ = c.pod.deadline()
-			continue
-		case <-timer.C:
-		}
-		d.signal(ctx, c, h, unix.SIGKILL)
-		select {
-		case <-gone:
-		case <-ctx.Done():
-		}
-		return
-	}
-}
-
-// preStop runs the hook until it ends, the container does, or the time is over.
-func (d *Process) preStop(ctx context.Context, c *container, gone <-chan struct{}, killAt time.Time) {
-	hctx, cancel := context.WithDeadline(ctx, killAt)
-	defer cancel()
-	_, _, _, moved := c.pod.deadline()
-	answer := make(chan probe.Answer, 1)
-	go func() { answer <- d.ask(hctx, c, *c.spec.PreStop) }()
-	select {
-	case a := <-answer:
-		if !a.OK {
-			d.cfg.Log.WarnContext(ctx, "preStop failed", "pod", c.pod.spec.Ref(), "container", c.spec.Name, "why", a.Message)
-		}
-		return
-	case <-gone:
-	case <-moved:
-	}
-	cancel()
-	<-answer
-}
-
-func (c *container) stopSignal() unix.Signal {
-	if s := unix.SignalNum(c.spec.StopSignal); s != 0 {
-		return s
-	}
-	return unix.SIGTERM
-}
-
-func (d *Process) signal(ctx context.Context, c *container, h *shim.Handle, sig unix.Signal) {
-	if err := h.Signal(sig); err != nil && !errors.Is(err, shim.ErrGone) {
-		d.cfg.Log.ErrorContext(ctx, "signal container", "pod", c.pod.spec.Ref(), "container", c.spec.Name, "signal", sig.String(), "error", err)
-	}
 }

@@ -133,12 +133,12 @@ func (p *pod) unbegin() {
 func (p *pod) requestStop(killAt time.Time, grace time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.stopping {
-		p.stopping, p.killAt, p.grace = true, killAt, grace
+	first := !p.stopping
+	if first {
+		p.stopping = true
 		close(p.stop)
-		return nil
 	}
-	if killAt.Before(p.killAt) {
+	if first || killAt.Before(p.killAt) {
 		p.killAt, p.grace = killAt, grace
 		close(p.moved)
 		p.moved = make(chan struct{})

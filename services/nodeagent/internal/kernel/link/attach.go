@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sort"
 
 	"golang.org/x/sys/unix"
@@ -197,7 +198,7 @@ func (l *Links) attach(p Pod, ns *podNS) (rtnl.Link, error) {
 			return rtnl.Link{}, err
 		}
 	}
-	n, err := hostSettings(e.host.Name)
+	n, err := ensure(hostSettings(e.host.Name, p))
 	l.inPods.Add(uint64(n))
 	if err != nil {
 		return rtnl.Link{}, err
@@ -298,17 +299,52 @@ func repair(l, want rtnl.Link) []rtnl.Request {
 	return []rtnl.Request{rtnl.SetUp(s)}
 }
 
-// hostSettings sets what netlink cannot on the host side, and returns the number of writes.
-func hostSettings(name string) (int, error) {
-	writes := 0
-	for _, s := range [][2]string{
+// setting is a sysctl below /proc/sys and its value.
+type setting struct{ name, value string }
+
+// hostSettings are what netlink cannot set on the host side.
+func hostSettings(name string, p Pod) []setting {
+	v4, v6 := "net/ipv4/conf/"+name+"/", "net/ipv6/conf/"+name+"/"
+	list := []setting{
 		// Loose: a strict check by routes would refuse what policy routing of other programs sends another way. Which pod may
 		// use which source address is judged by the gate in our nftables table.
-		{"net/ipv4/conf/" + name + "/rp_filter", "2"},
-		// A pod is never a router of this host, whatever conf/default says.
-		{"net/ipv6/conf/" + name + "/accept_ra", "0"},
-	} {
-		n, err := sysctl.Ensure(s[0], s[1])
+		{v4 + "rp_filter", "2"},
+		// A pod is never a router of this host, whatever conf/default says: it neither announces itself, nor names another
+		// way, nor says which way its packets take.
+		{v6 + "accept_ra", "0"},
+		{v4 + "accept_redirects", "0"}, {v6 + "accept_redirects", "0"},
+		{v4 + "accept_source_route", "0"}, {v6 + "accept_source_route", "0"},
+		// The only way out of a pod is its gateway.
+		{v4 + "send_redirects", "0"},
+	}
+	if hasIPv6(p.Addresses) {
+		// A container engine turns IPv6 off for links that are made in a container later. First: it brings the link's other
+		// settings to life.
+		list = append([]setting{{v6 + "disable_ipv6", "0"}}, list...)
+	}
+	return list
+}
+
+// podSettings turn IPv6 on where a container engine turned it off for a container without IPv6 of its own. They are made
+// in the pod's namespace; default stands for an eth0 that is not there yet.
+func podSettings(p Pod) []setting {
+	if !hasIPv6(p.Addresses) {
+		return nil
+	}
+	var list []setting
+	for _, scope := range []string{"default", Interface, "lo"} {
+		list = append(list, setting{"net/ipv6/conf/" + scope + "/disable_ipv6", "0"})
+	}
+	return list
+}
+
+func hasIPv6(addresses []netip.Addr) bool { return slices.ContainsFunc(addresses, netip.Addr.Is6) }
+
+// ensure makes settings of the calling thread's namespace, and returns the number of writes that it took.
+func ensure(list []setting) (int, error) {
+	writes := 0
+	for _, s := range list {
+		n, err := sysctl.Ensure(s.name, s.value)
 		writes += n
 		if err != nil {
 			return writes, err
@@ -359,7 +395,7 @@ func (l *Links) enter(p Pod) (*podNS, error) {
 			done <- r
 			return
 		}
-		if r.writes, r.err = podSettings(p); r.err == nil {
+		if r.writes, r.err = ensure(podSettings(p)); r.err == nil {
 			r.conn, r.err = rtnl.Open()
 		}
 		if unix.Setns(int(back.Fd()), unix.CLONE_NEWNET) == nil {
@@ -374,23 +410,4 @@ func (l *Links) enter(p Pod) (*podNS, error) {
 		return nil, r.err
 	}
 	return &podNS{file: file, conn: r.conn}, nil
-}
-
-// podSettings turns IPv6 on where a container engine turned it off for a container without IPv6 of its own, and returns the
-// number of writes. It runs in the pod's namespace.
-func podSettings(p Pod) (int, error) {
-	writes := 0
-	for _, a := range p.Addresses {
-		if a.Is4() {
-			continue
-		}
-		for _, scope := range []string{"default", Interface, "lo"} {
-			n, err := sysctl.Ensure("net/ipv6/conf/"+scope+"/disable_ipv6", "0")
-			writes += n
-			if err != nil {
-				return writes, err
-			}
-		}
-	}
-	return writes, nil
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/fabric/rtnl"
 	"podwire.dev/internal/testnet"
@@ -210,6 +212,10 @@ func TestAttachRepairs(t *testing.T) {
 			host.SetSysctl("net/ipv6/conf/"+link+"/accept_ra", "1")
 			host.SetSysctl("net/ipv4/conf/"+link+"/rp_filter", "1")
 		},
+		"IPv6 of the links": func(_ *testing.T, host, inside *testnet.NS, link string) {
+			host.SetSysctl("net/ipv6/conf/"+link+"/disable_ipv6", "1")
+			inside.SetSysctl("net/ipv6/conf/all/disable_ipv6", "1")
+		},
 		"address that is not the pod's": func(_ *testing.T, host, inside *testnet.NS, link string) {
 			inside.Run("ip", "address", "add", "10.244.1.99/32", "dev", "eth0")
 			host.Run("ip", "route", "add", "10.244.1.99/32", "dev", link, "proto", "97", "metric", "1024")
@@ -311,6 +317,88 @@ func TestContainerWithIPv6TurnedOff(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestHostWithIPv6TurnedOff: a container engine turns IPv6 off for links that are made later in a container of its own.
+func TestHostWithIPv6TurnedOff(t *testing.T) {
+	for _, scope := range []string{"default", "all"} {
+		t.Run(scope, func(t *testing.T) {
+			n := testnet.New(t)
+			d := newNode(t, n)
+			d.SetSysctl("net/ipv6/conf/"+scope+"/disable_ipv6", "1")
+			if scope == "all" { // which reaches each link that is there; the engine turns it on again for those with an address
+				d.SetSysctl("net/ipv6/conf/lo/disable_ipv6", "0")
+				d.AddAddr("lo", hostAddresses[1])
+			}
+			p, inside := pod(n, "web", stacks["dual"]...)
+			d.mustAttach(p)
+			at := inside.ServeTCP("web", netip.AddrPortFrom(p.Addresses[1], 80))
+			if r := d.TCP(testnet.Attempt{Target: at}); r.Outcome != testnet.Reached {
+				t.Errorf("%+v", r)
+			}
+			before := d.links.Writes()
+			d.mustAttach(p)
+			if got := d.links.Writes() - before; got != 0 {
+				t.Errorf("attaching again made %d writes", got)
+			}
+			if v := d.Sysctl("net/ipv6/conf/default/disable_ipv6"); v != "1" {
+				t.Errorf("the host's own default is now %s", v)
+			}
+			// An IPv4-only pod asks for nothing.
+			q, _ := pod(n, "four", netip.MustParseAddr("10.244.1.6"))
+			if v := d.Sysctl("net/ipv6/conf/" + d.mustAttach(q).Link + "/disable_ipv6"); v != "1" {
+				t.Errorf("IPv6 of a pod's link without IPv6: disable_ipv6 is %s", v)
+			}
+		})
+	}
+}
+
+// TestPodsGiveNoDirections: a pod can name no way to its host, neither in a packet nor by a redirect, and is told of none.
+func TestPodsGiveNoDirections(t *testing.T) {
+	n := testnet.New(t)
+	d := newNode(t, n)
+	for _, family := range []string{"ipv4", "ipv6"} {
+		for _, name := range []string{"accept_redirects", "accept_source_route"} {
+			d.SetSysctl("net/"+family+"/conf/all/"+name, "1")
+			d.SetSysctl("net/"+family+"/conf/default/"+name, "1")
+		}
+	}
+	d.SetSysctl("net/ipv4/conf/all/send_redirects", "0") // the kernel takes the larger of this and the link's
+	p, inside := pod(n, "web", stacks["dual"]...)
+	a := d.mustAttach(p)
+	for _, name := range []string{
+		"ipv4/conf/" + a.Link + "/accept_redirects", "ipv6/conf/" + a.Link + "/accept_redirects",
+		"ipv4/conf/" + a.Link + "/accept_source_route", "ipv6/conf/" + a.Link + "/accept_source_route",
+		"ipv4/conf/" + a.Link + "/send_redirects",
+	} {
+		if v := d.Sysctl("net/" + name); v != "0" {
+			t.Errorf("%s is %s", name, v)
+		}
+	}
+	// A datagram to an address behind the pod's own link goes back where it came from, which is what redirects are for.
+	other := netip.MustParseAddr("10.244.1.77")
+	d.Run("ip", "route", "add", other.String()+"/32", "dev", a.Link)
+	datagram := testnet.Frame{
+		SrcMAC: inside.Link(Interface).Attrs().HardwareAddr, DstMAC: hostMAC[:], Src: p.Addresses[0], Dst: other,
+		Protocol: unix.IPPROTO_UDP, SrcPort: 4000, DstPort: 4000, Payload: []byte("x"),
+	}.Bytes()
+	redirect := func(f []byte) bool {
+		return len(f) > 34 && f[12] == 8 && f[13] == 0 && f[23] == unix.IPPROTO_ICMP && f[34] == icmpRedirect
+	}
+	tap := inside.Tap(Interface)
+	inside.Send(Interface, datagram)
+	if f := tap.Wait(300*time.Millisecond, redirect); f != nil {
+		t.Errorf("the pod was redirected: %x", f)
+	}
+	// The same on a link without our setting, so that the test can fail.
+	d.SetSysctl("net/ipv4/conf/"+a.Link+"/send_redirects", "1")
+	inside.Send(Interface, datagram)
+	if tap.Wait(5*time.Second, redirect) == nil {
+		t.Error("a host without our setting does not redirect either")
+	}
+}
+
+// icmpRedirect is the type of a redirect (RFC 792).
+const icmpRedirect = 5
 
 func TestRouterAdvertisementOfAPodIsIgnored(t *testing.T) {
 	n := testnet.New(t)

@@ -233,6 +233,9 @@ func hook(h *objectv1.LifecycleHandler) *Handler {
 	if h == nil {
 		return nil
 	}
+	if s := h.GetSleep(); s != nil && s.GetSeconds() == 0 {
+		return nil // allowed, and nothing to do
+	}
 	return &Handler{
 		HTTP: httpGet(h.GetHttpGet()), TCP: tcpSocket(h.GetTcpSocket()),
 		Exec: h.GetExec().GetCommand(), Sleep: seconds(h.GetSleep().GetSeconds()),

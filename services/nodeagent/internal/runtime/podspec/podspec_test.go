@@ -119,6 +119,32 @@ func TestFromObjectFillsDefaultsIn(t *testing.T) {
 	}
 }
 
+// TestHooks: a sleep of no time is allowed, and no action of no kind.
+func TestHooks(t *testing.T) {
+	for name, tt := range map[string]struct {
+		in   *objectv1.LifecycleHandler
+		want *Handler
+	}{
+		"none":       {nil, nil},
+		"sleep":      {&objectv1.LifecycleHandler{Sleep: &objectv1.SleepAction{Seconds: 5}}, &Handler{Sleep: 5 * time.Second}},
+		"sleep of 0": {&objectv1.LifecycleHandler{Sleep: &objectv1.SleepAction{}}, nil},
+		"exec":       {&objectv1.LifecycleHandler{Exec: &objectv1.ExecAction{Command: []string{"true"}}}, &Handler{Exec: []string{"true"}}},
+	} {
+		p, err := FromObject(&objectv1.Pod{
+			Metadata: &objectv1.ObjectMeta{Namespace: "ns", Name: "web", Uid: "u-1"},
+			Spec: &objectv1.PodSpec{Containers: []*objectv1.Container{
+				{Name: "c", Image: "podwire.dev/echo", Lifecycle: &objectv1.Lifecycle{PostStart: tt.in, PreStop: tt.in}},
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := p.Containers[0]; !reflect.DeepEqual(c.PreStop, tt.want) || !reflect.DeepEqual(c.PostStart, tt.want) {
+			t.Errorf("%s: %+v and %+v, want %+v", name, c.PostStart, c.PreStop, tt.want)
+		}
+	}
+}
+
 func TestFromObjectRefuses(t *testing.T) {
 	_, err := FromObject(&objectv1.Pod{
 		Metadata: &objectv1.ObjectMeta{Uid: "../../etc"},

@@ -195,8 +195,10 @@ func conditions(pod podspec.Pod, state runtime.PodState, phase string, before *o
 	if podReady.Status == "True" {
 		gates(podReady, pod, before)
 	}
-	if state.Stopping && podReady.Status == "True" {
-		podReady.Status, podReady.Reason, podReady.Message = "False", "PodTerminating", "the Pod is being stopped"
+	// A Pod that is being deleted stays as ready as its probes say for as long as its containers run: it is a terminating
+	// endpoint that still serves (KEP-1672, KEP-1669). One that the node ends is no longer to get anything.
+	if state.Ended.Reason != "" && podReady.Status == "True" {
+		podReady.Status, podReady.Reason, podReady.Message = "False", "PodFailed", state.Ended.Message
 	}
 	old := map[string]*objectv1.PodCondition{}
 	for _, c := range before.GetConditions() {
