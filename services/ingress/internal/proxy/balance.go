@@ -114,12 +114,7 @@ func (c *call) rewind(r *http.Request) bool {
 	if c.body == nil {
 		return true
 	}
-	body, err := c.body.open()
-	if err != nil {
-		return false
-	}
-	r.Body = body
-	return true
+	return c.body.into(r) == nil
 }
 
 // repeatable says whether a method may be sent again after it may have had its effect (RFC 9110 section 9.2.2).

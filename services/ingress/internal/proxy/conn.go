@@ -20,11 +20,17 @@ type gate struct {
 
 	mu      sync.Mutex
 	open    map[*conn]struct{}
-	clients map[netip.Addr]int
+	clients map[netip.Addr]*visitor
+}
+
+// visitor is one address that clients connect from.
+type visitor struct {
+	connections int          // of the gate's mutex
+	requests    atomic.Int64 // under way
 }
 
 func newGate(l *Limits) *gate {
-	return &gate{limits: l, open: map[*conn]struct{}{}, clients: map[netip.Addr]int{}}
+	return &gate{limits: l, open: map[*conn]struct{}{}, clients: map[netip.Addr]*visitor{}}
 }
 
 // conn is one accepted connection.
@@ -32,6 +38,7 @@ type conn struct {
 	net.Conn
 	gate   *gate
 	client netip.Addr
+	of     *visitor
 	// busy counts its requests under way; since is when it began to wait, in Unix nanoseconds.
 	busy  atomic.Int32
 	since atomic.Int64
@@ -49,7 +56,11 @@ func (g *gate) admit(c net.Conn) (*conn, bool) {
 	out.since.Store(time.Now().UnixNano())
 	g.mu.Lock()
 	var evicted []*conn
-	mine := g.clients[out.client]
+	out.of = g.clients[out.client]
+	if out.of == nil {
+		out.of = &visitor{}
+	}
+	mine := out.of.connections
 	switch {
 	case mine >= g.limits.ConnectionsPerClient:
 		evicted = g.waitingLocked(func(o *conn) bool { return o.client == out.client })
@@ -59,7 +70,8 @@ func (g *gate) admit(c net.Conn) (*conn, bool) {
 	ok := len(evicted) > 0 || mine < g.limits.ConnectionsPerClient && len(g.open) < g.limits.Connections
 	if ok {
 		g.open[out] = struct{}{}
-		g.clients[out.client]++
+		g.clients[out.client] = out.of
+		out.of.connections++
 	}
 	g.mu.Unlock()
 	for _, o := range evicted {
@@ -138,12 +150,16 @@ func (g *gate) closeAll() {
 	}
 }
 
-// begin and end frame a request.
-func (c *conn) begin() { c.busy.Add(1) }
+// begin and end frame a request. begin says how many its client has under way now.
+func (c *conn) begin() int64 {
+	c.busy.Add(1)
+	return c.of.requests.Add(1)
+}
 
 func (c *conn) end() {
 	c.since.Store(time.Now().UnixNano())
 	c.busy.Add(-1)
+	c.of.requests.Add(-1)
 }
 
 // Close gives the place back.
@@ -153,7 +169,7 @@ func (c *conn) Close() error {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		delete(g.open, c)
-		if g.clients[c.client]--; g.clients[c.client] <= 0 {
+		if c.of.connections--; c.of.connections == 0 {
 			delete(g.clients, c.client)
 		}
 	})

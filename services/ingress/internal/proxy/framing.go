@@ -20,6 +20,7 @@ type framing struct {
 
 	state  frameState
 	line   []byte // the present line of a header or of the chunked framing
+	cut    bool   // the line is longer than what is kept of it
 	fields int    // of the present header
 	left   int64  // bytes of the present body or chunk
 	head   head
@@ -46,7 +47,7 @@ const (
 	opaque // whatever follows is no HTTP/1 of ours: an upgrade, HTTP/2, or a refused message
 )
 
-// maxKept bounds how much of a line is kept; the rest cannot change what the line means to the framing.
+// maxKept bounds how much of a line is kept. A field that says where the body ends is refused where it is longer.
 const maxKept = 512
 
 // preface begins HTTP/2 with prior knowledge (RFC 9113 section 3.4).
@@ -78,7 +79,7 @@ func (f *framing) feed(p []byte) *refusal {
 			f.state = opaque
 			return r
 		}
-		f.line = f.line[:0]
+		f.line, f.cut = f.line[:0], false
 	}
 	return nil
 }
@@ -106,7 +107,9 @@ func (f *framing) keep(p []byte) *refusal {
 	if f.state == inRequestLine {
 		limit = f.maxLine
 	}
-	if room := limit - len(f.line); room > 0 {
+	room := limit - len(f.line)
+	f.cut = f.cut || len(p) > room
+	if room > 0 {
 		f.line = append(f.line, p[:min(room, len(p))]...)
 	} else if f.state == inChunkSize || f.state == inChunkEnd {
 		f.state = opaque
@@ -169,13 +172,13 @@ func (f *framing) field(text string) *refusal {
 	case "content-length":
 		f.head.lengths++
 		n, err := strconv.ParseUint(value, 10, 62)
-		if err != nil {
+		if err != nil || f.cut {
 			f.head.lengths = maxKept // as bad as several
 		}
 		f.head.length = int64(n)
 	case "transfer-encoding":
 		f.head.encodings++
-		f.head.chunked = strings.EqualFold(value, "chunked")
+		f.head.chunked = strings.EqualFold(value, "chunked") && !f.cut
 	case "upgrade":
 		f.head.upgrade = true
 	}

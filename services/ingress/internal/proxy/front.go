@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"log"
@@ -47,6 +48,7 @@ type Front struct {
 	proxy   *httputil.ReverseProxy
 	gate    *gate
 	self    *tls.Certificate
+	passed  string // what requests that were passed on carry in headerLoop
 	tls     *tls.Config
 	buffers sync.Pool
 
@@ -70,7 +72,7 @@ func New(o Options) (*Front, error) {
 		return nil, err
 	}
 	f := &Front{
-		limits: o.Limits, trusted: o.Trusted, self: self,
+		limits: o.Limits, trusted: o.Trusted, self: self, passed: "podwire; id=" + rand.Text(),
 		endpoints: map[endpointKey]*endpoint{}, listeners: map[net.Listener]struct{}{},
 	}
 	f.gate = newGate(&f.limits)

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"podwire.dev/services/ingress/internal/route"
 )
 
@@ -27,6 +29,7 @@ const (
 	codeUnreachable = "EndpointUnreachable"
 	codeFailed      = "EndpointFailed"
 	codeTimeout     = "EndpointTimeout"
+	codeLoop        = "Loop"
 )
 
 // texts say what a code means to whoever sent the request; what is behind the ingress is none of their business.
@@ -43,6 +46,7 @@ var texts = map[string]string{
 	codeUnreachable:             "no endpoint could be connected to",
 	codeFailed:                  "the endpoint broke the connection before it answered",
 	codeTimeout:                 "the endpoint did not answer in time",
+	codeLoop:                    "the request came back here from its own endpoint",
 }
 
 // answer is a response of the ingress itself.
@@ -62,12 +66,13 @@ func answer(w http.ResponseWriter, status int, code, text string) {
 
 // ServeHTTP implements http.Handler.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var ofClient int64
 	if c, _ := r.Context().Value(connKey{}).(*conn); c != nil {
-		c.begin()
+		ofClient = c.begin()
 		defer c.end()
 	}
 	defer f.requests.Add(-1)
-	if f.requests.Add(1) > int64(f.limits.Requests) {
+	if f.requests.Add(1) > int64(f.limits.Requests) || ofClient > int64(f.limits.RequestsPerClient) {
 		w.Header().Set("Retry-After", "1")
 		answer(w, http.StatusServiceUnavailable, codeOverloaded, "")
 		return
@@ -129,14 +134,61 @@ func (f *Front) wellFormed(w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case r.Method == http.MethodConnect:
 		refuse(w, http.StatusMethodNotAllowed, "CONNECT: this is no forward proxy")
+	case !httpguts.ValidHeaderFieldName(r.Method): // a token, as a field's name is
+		refuse(w, http.StatusBadRequest, "the method is no token")
 	case r.URL.Opaque != "" || r.URL.Path != "" && r.URL.Path[0] != '/':
 		refuse(w, http.StatusBadRequest, "the request target must be a path")
+	case !isHost(r.Host):
+		refuse(w, http.StatusBadRequest, "the host is no name or address")
+	case f.cameBack(r):
+		answer(w, http.StatusLoopDetected, codeLoop, "")
 	case len(r.RequestURI) > f.limits.RequestLineBytes:
 		refuse(w, http.StatusRequestURITooLong, fmt.Sprintf("the path is longer than %d bytes", f.limits.RequestLineBytes))
 	case fields > f.limits.HeaderFields:
 		refuse(w, http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("more than %d header fields", f.limits.HeaderFields))
 	default:
 		return true
+	}
+	return false
+}
+
+// isHost says whether a Host is empty, or a name or an address, with a port or without one. HTTP/2 lets clients send anything
+// there, and it gets into redirects and to endpoints.
+func isHost(host string) bool {
+	if host == "" {
+		return true
+	}
+	name, port := host, ""
+	if end := strings.IndexByte(host, ']'); host[0] == '[' && end > 0 {
+		name, port = host[1:end], host[end+1:]
+		if a, err := netip.ParseAddr(name); err != nil || !a.Is6() || a.Zone() != "" {
+			return false
+		}
+	} else {
+		if i := strings.IndexByte(host, ':'); i >= 0 {
+			name, port = host[:i], host[i:]
+		}
+		for i := range len(name) {
+			switch c := name[i]; {
+			case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == '_':
+			default:
+				return false
+			}
+		}
+	}
+	digits, found := strings.CutPrefix(port, ":")
+	return name != "" && found == (port != "") && len(digits) <= 5 && strings.Trim(digits, "0123456789") == ""
+}
+
+// headerLoop tells requests that were here already (RFC 8586). Unlike Via it does not make servers behave differently.
+const headerLoop = "Cdn-Loop"
+
+// cameBack says whether this process has sent the request to an endpoint before.
+func (f *Front) cameBack(r *http.Request) bool {
+	for _, v := range r.Header[headerLoop] {
+		if strings.Contains(v, f.passed) {
+			return true
+		}
 	}
 	return false
 }
@@ -280,7 +332,7 @@ func (f *Front) rewrite(p *httputil.ProxyRequest) {
 		out.URL.Path, _ = url.PathUnescape(d.Path)
 		out.URL.RawPath = d.Path
 	}
-	out.Trailer = p.In.Trailer // filled in once the body was read, so that the map itself is needed
+	dropTunnels(out.Header)
 	for _, name := range ours {
 		delete(out.Header, name)
 	}
@@ -295,8 +347,24 @@ func (f *Front) rewrite(p *httputil.ProxyRequest) {
 	}
 	if c.body != nil {
 		// Both cannot fail: nothing was read yet.
-		out.Body, _ = c.body.open()
-		out.GetBody = c.body.open
+		c.body.announced = p.In.Trailer
+		_ = c.body.into(out)
+	} else {
+		out.Trailer = nil
+	}
+}
+
+// dropTunnels takes out an upgrade to what an endpoint would serve past the rules on: another version of HTTP, with
+// prior knowledge or not, and TLS. The request is passed on without it (RFC 9110 section 7.8).
+func dropTunnels(h http.Header) {
+	delete(h, "Http2-Settings")
+	for protocol := range strings.SplitSeq(h.Get("Upgrade"), ",") {
+		name, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(protocol)), "/")
+		if name == "h2c" || name == "h2" || name == "http" || name == "tls" {
+			delete(h, "Upgrade")
+			delete(h, "Connection")
+			return
+		}
 	}
 }
 
@@ -331,6 +399,7 @@ func (f *Front) introduce(h http.Header, in *http.Request, c *call) {
 	h["X-Forwarded-Port"] = []string{port}
 	h["X-Forwarded-Proto"] = []string{c.scheme}
 	h["X-Real-Ip"] = []string{c.query.Client.String()}
+	h[headerLoop] = append(h[headerLoop], f.passed)
 	if p := c.decision.Route.Options.ForwardedPrefix; p != "" {
 		h["X-Forwarded-Prefix"] = []string{p}
 	}

@@ -15,6 +15,8 @@ type Limits struct {
 	ConnectionsPerClient int `yaml:"connectionsPerClient"`
 	// Requests are under way at once; what exceeds it is answered 503.
 	Requests int `yaml:"requests"`
+	// RequestsPerClient are under way at once from one address (503), so that none takes the room of all.
+	RequestsPerClient int `yaml:"requestsPerClient"`
 	// RequestLineBytes bounds the request line (414), HeaderBytes it and all fields (431), HeaderFields their number (431).
 	RequestLineBytes int `yaml:"requestLineBytes"`
 	HeaderBytes      int `yaml:"headerBytes"`
@@ -46,7 +48,7 @@ type Limits struct {
 // DefaultLimits are those of a configuration that names none.
 func DefaultLimits() Limits {
 	return Limits{
-		Connections: 16384, ConnectionsPerClient: 8192, Requests: 8192,
+		Connections: 16384, ConnectionsPerClient: 8192, Requests: 8192, RequestsPerClient: 4096,
 		RequestLineBytes: 8 << 10, HeaderBytes: 64 << 10, HeaderFields: 128,
 		HeaderTimeout: 10 * time.Second, IdleTimeout: 75 * time.Second, BodyTimeout: time.Minute, SendTimeout: time.Minute,
 		Streams:        128,
@@ -70,6 +72,7 @@ func (l *Limits) Check() []errs.Violation {
 		{"connections", l.Connections, 1},
 		{"connectionsPerClient", l.ConnectionsPerClient, 1},
 		{"requests", l.Requests, 1},
+		{"requestsPerClient", l.RequestsPerClient, 1},
 		{"requestLineBytes", l.RequestLineBytes, 256},
 		{"headerBytes", l.HeaderBytes, 1024},
 		{"headerFields", l.HeaderFields, 8},

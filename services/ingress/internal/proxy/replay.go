@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // replayBytes is how much of a request's body is kept so that it can be sent again.
@@ -25,6 +27,8 @@ type replay struct {
 	pause   time.Duration
 	limit   int64 // 0: none
 	large   bool  // known to be more than is kept
+	// announced are the trailers of src; their values are there when it has ended.
+	announced http.Header
 
 	mu    sync.Mutex
 	kept  []byte
@@ -38,14 +42,49 @@ type attempt struct {
 	body   *replay
 	at     int
 	closed atomic.Bool
+	// trailer is filled in at the end; it is the attempt's own, since an earlier one may still be read from.
+	trailer http.Header
 }
 
 // open makes a reader from the beginning.
-func (b *replay) open() (io.ReadCloser, error) {
+func (b *replay) open() (*attempt, error) {
 	if !b.whole() {
 		return nil, errSpent
 	}
 	return &attempt{body: b}, nil
+}
+
+// into gives a request a reader from the beginning, and the trailers that may follow.
+func (b *replay) into(r *http.Request) error {
+	a, err := b.open()
+	if err != nil {
+		return err
+	}
+	r.Body, r.Trailer = a, nil
+	r.GetBody = func() (io.ReadCloser, error) { return b.open() }
+	for name := range b.announced {
+		// What a header may not say does not come in behind the body.
+		if httpguts.ValidTrailerHeader(name) && !isOurs(name) {
+			if a.trailer == nil {
+				a.trailer = http.Header{}
+			}
+			a.trailer[name] = nil
+		}
+	}
+	if a.trailer != nil {
+		r.Trailer, r.GetBody = a.trailer, nil // another reader would not fill them in
+	}
+	return nil
+}
+
+// end is what a reader learns at its end. It is called with the body's mutex.
+func (a *attempt) end(err error) error {
+	if err == io.EOF { //nolint:errorlint // a reader's end is io.EOF itself
+		for name := range a.trailer {
+			a.trailer[name] = a.body.announced[name]
+		}
+	}
+	return err
 }
 
 // whole says whether the body can be read from its beginning.
@@ -86,14 +125,14 @@ func (a *attempt) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	if b.err != nil {
-		return 0, b.err
+		return 0, a.end(b.err)
 	}
 	if b.spent && int64(a.at) != b.read {
 		return 0, errSpent
 	}
 	n, err := b.fill(p)
 	a.at += n
-	return n, err
+	return n, a.end(err)
 }
 
 // Close implements io.Closer.

@@ -81,10 +81,12 @@ type builder struct {
 	w     *World
 	t     *Table
 	index map[backendKey]int
+	// regexes is how large the regular expressions of an Ingress are together.
+	regexes map[Ref]int
 }
 
 func (w *World) build() *Table {
-	b := builder{w: w, index: map[backendKey]int{}, t: &Table{rules: &rules{
+	b := builder{w: w, index: map[backendKey]int{}, regexes: map[Ref]int{}, t: &Table{rules: &rules{
 		exact: map[string]*host{}, wild: map[string]*host{}, certs: map[string]*Certificate{}, wildCerts: map[string]*Certificate{},
 	}}}
 	for _, in := range sortedIngresses(w.ingresses) {
@@ -193,12 +195,13 @@ const regexMarks = `^$*+?()[]{}|\`
 // insert puts a route under its path. The first one there wins; it is the older one.
 func (b *builder) insert(in *Ingress, h *host, r *Route) {
 	if r.Type != Exact && in.Options.Regex && strings.ContainsAny(r.Path, regexMarks) {
-		regex, err := regexp.Compile(`(?i)^` + r.Path)
+		regex, size, err := compile(r.Path, maxIngressRegex-b.regexes[in.Ref])
 		if err != nil {
 			// It matches nothing, as nobody knows what it was to match.
-			b.problem(in, r.Field+".path", "is not a regular expression (RE2): "+err.Error())
+			b.problem(in, r.Field+".path", err.Error())
 			return
 		}
+		b.regexes[in.Ref] += size
 		r.regex = regex
 		if !slices.ContainsFunc(h.regexes, func(o *Route) bool { return b.taken(in, r, o) }) {
 			h.regexes = append(h.regexes, r)
