@@ -40,23 +40,67 @@ func Of(pid int) (Process, error) {
 	return p, err
 }
 
+// Killed says whether the process is gone or has SIGKILL pending: it decides nothing any more, though it may be there for a
+// while yet, in any state, with everything that it holds. Wait says when that is over. (The kernel keeps SIGKILL among the
+// shared pending signals, proc_pid_status(5), from kill(2) to the end; Linux 6.18.)
+func (p Process) Killed() bool {
+	status, err := os.ReadFile(file(p.PID, "status"))
+	if err != nil {
+		return true
+	}
+	if now, err := Of(p.PID); err != nil || now != p {
+		return true
+	}
+	for line := range strings.Lines(string(status)) {
+		if set, ok := strings.CutPrefix(line, "ShdPnd:"); ok {
+			pending, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+			return err == nil && pending&(1<<(syscall.SIGKILL-1)) != 0
+		}
+	}
+	return false
+}
+
+// Forked says whether the process still is the copy of its parent that fork(2) made: it has the parent's command line, and
+// will become another program. A process that is gone has been neither.
+func Forked(pid int) bool {
+	const forkedNoExec = 0x40 // PF_FORKNOEXEC of the kernel's task flags, field 9 of /proc/PID/stat
+	fields, err := stat(pid)
+	if err != nil {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(fields[9-firstField]), 10, 64)
+	return err == nil && flags&forkedNoExec != 0
+}
+
 // owner is the process that has the pid, with its state (proc_pid_stat(5)). One in state Z need not have ended: its other
 // threads may still be about to, with everything that they hold.
 func owner(pid int) (Process, byte, error) {
-	stat, err := os.ReadFile(file(pid, "stat"))
+	fields, err := stat(pid)
 	if err != nil {
-		return Process{}, 0, fmt.Errorf("%w: %w", ErrGone, err)
+		return Process{}, 0, err
 	}
-	// The command name may hold anything, also spaces and brackets: count from the last.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 20 {
-		return Process{}, 0, fmt.Errorf("%s: %d fields after the name", file(pid, "stat"), len(fields))
-	}
-	start, err := strconv.ParseUint(string(fields[19]), 10, 64)
+	start, err := strconv.ParseUint(string(fields[22-firstField]), 10, 64)
 	if err != nil {
 		return Process{}, 0, fmt.Errorf("%s: start time: %w", file(pid, "stat"), err)
 	}
 	return Process{PID: pid, Start: start}, fields[0][0], nil
+}
+
+// firstField is the number, in proc_pid_stat(5), of the first field that stat returns.
+const firstField = 3
+
+// stat are the fields of /proc/PID/stat from the state on, at least up to the start time; ErrGone if there is no process.
+func stat(pid int) ([][]byte, error) {
+	text, err := os.ReadFile(file(pid, "stat"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	// The command name may hold anything, also spaces and brackets: count from the last.
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	if len(fields) <= 22-firstField {
+		return nil, fmt.Errorf("%s: %d fields after the name", file(pid, "stat"), len(fields))
+	}
+	return fields, nil
 }
 
 func file(pid int, elem ...string) string {

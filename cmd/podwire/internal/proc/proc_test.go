@@ -6,12 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"podwire.dev/cmd/podwire/internal/proc"
+	"podwire.dev/cmd/podwire/internal/proc/proctest"
 )
 
 // sleeper makes the test's own binary a process that only waits, or one that ends at once.
@@ -110,5 +112,59 @@ func TestNamespaces(t *testing.T) {
 	}
 	if ns := proc.NamespaceOf(1<<22, "net"); ns != (proc.Namespace{}) {
 		t.Errorf("of nobody: %v", ns)
+	}
+}
+
+// A process that was killed is still there, in whatever state, until it has ended: here it is held on its way out.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	if p.Killed() {
+		t.Error("a living process was killed")
+	}
+	release := proctest.HoldExit(t, p)
+	if now, err := proc.Of(p.PID); err != nil || now != p {
+		t.Errorf("it is still there: %v, %v", now, err)
+	}
+	if !p.Killed() {
+		t.Error("a process with SIGKILL pending is taken for a living one")
+	}
+	release()
+	if _, err := p.Wait(t.Context()); err != nil || !p.Killed() {
+		t.Errorf("after its end: killed %v, %v", p.Killed(), err)
+	}
+	if other := (proc.Process{PID: os.Getpid(), Start: 1}); !other.Killed() {
+		t.Error("the pid's earlier owner is taken for its present one")
+	}
+}
+
+func TestForked(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	if proc.Forked(p.PID) || proc.Forked(1<<22) {
+		t.Error("a program of its own is called a fork of another")
+	}
+	// A shell's subshell is a fork that stays one.
+	cmd := exec.Command("sh", "-c", "(read line; :); :")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = in.Close(), cmd.Wait() })
+	children := "/proc/" + strconv.Itoa(cmd.Process.Pid) + "/task/" + strconv.Itoa(cmd.Process.Pid) + "/children"
+	for t.Context().Err() == nil {
+		text, err := os.ReadFile(children)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+			if !proc.Forked(pid) {
+				t.Errorf("%d is a fork of sh", pid)
+			}
+			break
+		}
 	}
 }

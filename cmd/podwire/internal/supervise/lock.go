@@ -37,6 +37,13 @@ func takeLock(dir statedir.Dir) (*os.File, error) {
 	return f, nil
 }
 
+// giveBack ends the lock at once. Closing the file alone would leave it with what is being forked, until that becomes
+// another program.
+func giveBack(f *os.File) {
+	_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+	_ = f.Close()
+}
+
 func sign(f *os.File) error {
 	self, err := proc.Of(os.Getpid())
 	if err != nil {
@@ -53,22 +60,26 @@ func sign(f *os.File) error {
 	return err
 }
 
-// release is how long the kernel may take to let go of the lock of a process that has ended.
+// release is how long the kernel may take to end a process that was killed, and to let go of its lock: as long as its
+// threads need to be scheduled once more on a machine under load.
 const (
-	release     = 2 * time.Second
+	release     = 30 * time.Second
 	releaseLook = 10 * time.Millisecond
 )
 
-// Alive says whether a supervisor keeps the children of a state directory, and which process it is. The lock outlives a
-// killed supervisor by a moment; then it is waited for.
+// Alive says whether a supervisor keeps the children of a state directory, and which process it is. A supervisor that was
+// killed keeps nothing, yet it is in the process table and has the lock for a moment: its end is waited for, so that the
+// next one can take the lock. It is Unavailable where that does not come.
 func Alive(dir statedir.Dir) (proc.Process, bool, error) {
 	for end := time.Now().Add(release); ; {
 		p, held, err := holder(dir)
-		if err != nil || !held || p == (proc.Process{}) || time.Now().After(end) {
-			return p, held, err
-		}
-		if now, err := proc.Of(p.PID); err == nil && now == p {
+		switch {
+		case err != nil || !held:
+			return proc.Process{}, false, err
+		case p != proc.Process{} && !p.Killed():
 			return p, true, nil
+		case time.Now().After(end):
+			return proc.Process{}, false, errs.New(errs.Unavailable, "supervisor of %s: was killed, and process %d still holds its lock", dir, p.PID)
 		}
 		<-time.After(releaseLook)
 	}

@@ -88,7 +88,7 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer giveBack(lock)
 	s := &supervisor{opts}
 	var rotation, turns sync.WaitGroup
 	aside, done := context.WithCancel(context.WithoutCancel(ctx))
@@ -193,7 +193,9 @@ func (s *supervisor) find(c Child) (proc.Process, bool, error) {
 	}
 	var found proc.Process
 	for _, pid := range pids {
-		if !slices.Equal(proc.Args(pid), c.Args) {
+		// What a child forks looks like it until it has become the program that it is to be. Asked first: what is no fork
+		// any more has a command line of its own.
+		if proc.Forked(pid) || !slices.Equal(proc.Args(pid), c.Args) {
 			continue
 		}
 		p, err := proc.Of(pid)
@@ -204,7 +206,7 @@ func (s *supervisor) find(c Child) (proc.Process, bool, error) {
 				return proc.Process{}, false, err
 			}
 		case found == proc.Process{} || p.Start < found.Start:
-			found = p // what it forks may look like it
+			found = p
 		}
 	}
 	return found, found != proc.Process{}, nil

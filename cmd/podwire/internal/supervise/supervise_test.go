@@ -2,18 +2,22 @@ package supervise_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"podwire.dev/cmd/podwire/internal/proc"
+	"podwire.dev/cmd/podwire/internal/proc/proctest"
 	"podwire.dev/cmd/podwire/internal/statedir"
 	"podwire.dev/cmd/podwire/internal/supervise"
 	"podwire.dev/internal/errs"
@@ -25,6 +29,14 @@ const dummy = "podwire-test-child"
 func TestMain(m *testing.M) {
 	if os.Args[0] != dummy {
 		os.Exit(m.Run())
+	}
+	if len(os.Args) > 2 && os.Args[2] == "supervises" {
+		dir := statedir.Dir(os.Args[1])
+		err := supervise.Run(context.Background(), supervise.Options{
+			Dir: dir, Children: []supervise.Child{child(dir, "a", "dies")}, Log: slog.New(slog.DiscardHandler),
+		})
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	if len(os.Args) > 2 {
 		fmt.Fprintln(os.Stderr, "last words")
@@ -247,6 +259,90 @@ func TestOneSupervisor(t *testing.T) {
 	if _, alive, err := supervise.Alive(dir); err != nil || alive {
 		t.Errorf("after: alive %v, %v", alive, err)
 	}
+}
+
+// A supervisor that was killed is none, also while it still has its lock and its place in the process table.
+func TestKilledSupervisorIsNone(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	killed := orphan(t, dir, supervise.Child{Name: "supervisor", Args: []string{dummy, string(dir), "supervises"}})
+	eventually(t, dir, "a", func(r supervise.Record) bool { return r.Restarts > 0 })
+	if p, alive, err := supervise.Alive(dir); err != nil || !alive || p != killed {
+		t.Fatalf("alive %v, %+v, %v; want %+v", alive, p, err, killed)
+	}
+	release := proctest.HoldExit(t, killed)
+	type answer struct {
+		alive bool
+		err   error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		_, alive, err := supervise.Alive(dir)
+		answered <- answer{alive, err}
+	}()
+	select {
+	case a := <-answered:
+		t.Fatalf("alive %v, %v, while it holds the lock", a.alive, a.err)
+	case <-time.After(200 * time.Millisecond): // that it takes longer would be no failure
+	}
+	release()
+	if a := <-answered; a.alive || a.err != nil {
+		t.Errorf("after its end: alive %v, %v", a.alive, a.err)
+	}
+	run(t, dir, child(dir, "a", "dies")) // the lock is free
+}
+
+// What a child forks has its command line until it becomes what it is to be; it is not the child.
+func TestForksAreNotAdopted(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	fifo := dir.Path("fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // every fork gets its line, and ends
+		if f, err := os.OpenFile(fifo, os.O_RDWR, 0); err == nil {
+			_, _ = f.WriteString(strings.Repeat("end\n", 10))
+			_ = f.Close()
+		}
+	})
+	const shell = "/bin/sh"
+	c := supervise.Child{Name: "a", Args: []string{"sh", "-c", "(read line < " + fifo + "; :); :"}} // its subshell is a fork of it
+	cmd := &exec.Cmd{Path: shell, Args: c.Args}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fork := 0
+	for self := strconv.Itoa(cmd.Process.Pid); fork == 0; {
+		text, err := os.ReadFile("/proc/" + self + "/task/" + self + "/children")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fork, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+	}
+	if err := errors.Join(cmd.Process.Kill(), ignoreExit(cmd.Wait())); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- supervise.Run(ctx, supervise.Options{Dir: dir, Children: []supervise.Child{c}, Program: shell, Log: slog.New(slog.DiscardHandler)})
+	}()
+	if r := eventually(t, dir, "a", running); r.Adopted || r.Process.PID == fork {
+		t.Errorf("record %+v: adopted the fork %d", r, fork)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// ignoreExit forgets that a process ended badly.
+func ignoreExit(err error) error {
+	if failed := (*exec.ExitError)(nil); errors.As(err, &failed) {
+		return nil
+	}
+	return err
 }
 
 func TestRotation(t *testing.T) {
