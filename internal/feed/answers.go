@@ -26,6 +26,7 @@ type Answers struct {
 
 	mu      sync.Mutex
 	settled store.Revision
+	history int             // rises when the store goes back: what was written before need not be there any more
 	lowest  store.Watermark // of the live receipts; Revision 0 where there are none
 }
 
@@ -41,6 +42,9 @@ func NewAnswers(s *store.Store, r store.Replica, l *Leader, log *slog.Logger, re
 func (a *Answers) Publish(_ context.Context, p push.Publication) error {
 	a.mu.Lock()
 	a.settled = store.Revision(p.Settled)
+	if p.Back {
+		a.history++
+	}
 	a.mu.Unlock()
 	wake(a.published)
 	return nil
@@ -89,17 +93,18 @@ func (a *Answers) session(ctx context.Context) error {
 		// Where etcd does not answer the lease expires by itself.
 		_ = session.Close(end)
 	}()
-	for written := store.Revision(0); ; {
+	written, in := store.Revision(0), 0
+	for {
 		a.mu.Lock()
-		settled := a.settled
+		settled, history := a.settled, a.history
 		a.mu.Unlock()
-		if settled != written { // lower where the store went back: its receipt did, too
+		if settled != written || history != in { // lower where the store went back: its receipt did, too
 			if _, err := session.RaiseReceipt(ctx, store.Watermark{
 				Service: a.replica.Service, Replica: a.replica.Name, Revision: settled,
 			}); err != nil {
 				return errs.Wrap(err, "feed: receipt of %s/%s", a.replica.Service, a.replica.Name)
 			}
-			written = settled
+			written, in = settled, history
 			a.ready()
 			pause(ctx, receiptGap)
 		}

@@ -4,10 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 
 	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/feed"
+	"podwire.dev/internal/push"
 	"podwire.dev/internal/store"
 	"podwire.dev/internal/store/storefake"
 )
@@ -109,6 +112,79 @@ func TestAnswers(t *testing.T) {
 	}
 	two.end() // and is not waited for any more
 	s.watermark(late)
+}
+
+// TestAnswersOfAStoreThatWentBack: the receipt and the watermark are what the World of the restored store says, and rise with it.
+func TestAnswersOfAStoreThatWentBack(t *testing.T) {
+	t.Parallel()
+	fake := storefake.New(otherKinds())
+	s := &service{t: t, ctx: t.Context(), fake: fake}
+	one := answer(t, fake.Another(kinds()), "one", &stuck{mirror: &mirror{derive: true}})
+	<-one.ready
+	backup := s.put("namespaces", namespace("a", "1"))
+	s.watermark(backup)
+	s.pod("a", "1")
+	lost := s.put("namespaces", namespace("b", "1"))
+	s.watermark(s.pod("b", "1").Revision)
+	fake.Restore(backup)
+	fake.ResetTerm()
+	s.pod("a", "1") // made again, if it had not been in the backup
+	for {
+		next := s.put("namespaces", namespace("c", strconv.FormatInt(int64(fake.Revision()), 10)))
+		s.watermark(next)
+		if next > lost { // below it, at it and beyond it
+			break
+		}
+	}
+	for list, err := range fake.WatchReceipts(s.ctx, "dns") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mark, err := fake.GetWatermark(s.ctx, "dns"); err == nil && len(list) == 1 && list[0].Revision >= mark.Revision {
+			return
+		}
+	}
+}
+
+// TestReceiptOfTheSameRevisionInAnotherHistory: the store lost a receipt, and the World has come to the same revision again.
+func TestReceiptOfTheSameRevisionInAnotherHistory(t *testing.T) {
+	t.Parallel()
+	fake := storefake.New(kinds())
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	replica := store.Replica{Service: "dns", Name: "one", Address: "one"}
+	a := feed.NewAnswers(fake.Store, replica, feed.NewLeader(fake.Store, replica), slog.New(slog.DiscardHandler), func() {})
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := a.WriteReceipts(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	defer func() { cancel(); running.Wait() }()
+	written := func(what string, want store.Revision) store.Revision {
+		t.Helper()
+		for list, err := range fake.WatchReceipts(ctx, "dns") {
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			if len(list) == 1 && list[0].Revision == want {
+				return fake.Revision()
+			}
+		}
+		t.Fatalf("%s: no receipt of %d", what, want)
+		return 0
+	}
+	publish := func(p push.Publication) {
+		if err := a.Publish(ctx, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(push.Publication{Settled: 7})
+	at := written("the first", 7)
+	publish(push.Publication{Settled: 9})
+	written("the second", 9)
+	fake.Restore(at)
+	publish(push.Publication{Settled: 9, Back: true})
+	written("the second again", 9)
 }
 
 func TestLowest(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 
+	"google.golang.org/protobuf/proto"
+
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/push"
@@ -27,6 +29,9 @@ type Options struct {
 	Planner  Planner
 	// Publisher is nil for a service that pushes nothing.
 	Publisher Publisher
+	// AnswersFromWorld says that the service answers from the World itself and has no rows: each change is planned, and leaves
+	// its hop. For any other, a change that leaves rows and derived writes as they were leaves none.
+	AnswersFromWorld bool
 	// Writer commits what is derived; nil for a service that derives nothing.
 	Writer *Writer
 	// Ready is called once, when the first snapshot is planned and published.
@@ -45,10 +50,18 @@ type Feed struct {
 	shared  *nodestate.Slice
 	perNode map[string]*nodestate.Slice
 	nodes   map[string]push.Standing
-	pending map[store.Key]store.Revision
+	pending map[store.Key]lacking
 	fresh   bool // the World began anew since the last plan
 	back    bool // the store went back since the last publication
+	// history are the marks of the store, where they changed since the last publication; else nil.
+	history nodestate.History
 	ready   bool
+}
+
+// lacking is a derived write that the World lacks: the earliest change since which it has, and the wanted state.
+type lacking struct {
+	since  store.Revision
+	object store.Object
 }
 
 // New makes a Feed; it starts nothing.
@@ -59,7 +72,7 @@ func New(opts Options) *Feed {
 	return &Feed{
 		opts: opts, queries: make(chan func(store.Revision)),
 		shared: nodestate.NewSlice(), perNode: map[string]*nodestate.Slice{},
-		nodes: map[string]push.Standing{}, pending: map[store.Key]store.Revision{},
+		nodes: map[string]push.Standing{}, pending: map[store.Key]lacking{},
 	}
 }
 
@@ -153,11 +166,11 @@ const (
 func (f *Feed) apply(ctx context.Context, u store.Update, changes *[]change) movement {
 	switch u := u.(type) {
 	case *store.Snapshot:
-		if u.Cluster != f.cluster || u.Revision < f.at {
+		if f.back || u.Cluster != f.cluster || u.Revision < f.at {
 			clear(f.pending) // of another history
 		}
 		f.opts.Planner.Reset()
-		f.fresh, f.cluster, f.at = true, u.Cluster, u.Revision
+		f.fresh, f.cluster, f.at, f.history = true, u.Cluster, u.Revision, u.History
 		clear(f.nodes)
 		*changes = nil
 		for _, rec := range u.Records {
@@ -166,6 +179,7 @@ func (f *Feed) apply(ctx context.Context, u store.Update, changes *[]change) mov
 		return changed
 	case *store.Batch:
 		f.at = u.Revision
+		f.mark(u.History)
 		for _, ev := range u.Events {
 			if ev.Type == store.Deleted {
 				f.opts.Planner.Delete(ev)
@@ -183,6 +197,7 @@ func (f *Feed) apply(ctx context.Context, u store.Update, changes *[]change) mov
 		// was written below the World's root, the revision may be that of our own watermark.
 		if !u.Idle && u.Revision > f.at {
 			f.at = u.Revision
+			f.mark(u.History)
 			return passed
 		}
 	case *store.Backwards:
@@ -193,6 +208,13 @@ func (f *Feed) apply(ctx context.Context, u store.Update, changes *[]change) mov
 		f.opts.Follower.Accept()
 	}
 	return stood
+}
+
+// mark keeps the marks of the store until they are published.
+func (f *Feed) mark(h nodestate.History) {
+	if h != nil {
+		f.history = h
+	}
 }
 
 func (f *Feed) put(rec store.Record) {
@@ -232,26 +254,29 @@ func StandingOf(node *objectv1.Node) push.Standing {
 // plan has the World planned, publishes the difference and hands over what is derived.
 func (f *Feed) plan(ctx context.Context, changes []change) error {
 	p, err := f.opts.Planner.Plan(f.at)
-	var carried []push.Change
-	for _, c := range changes {
-		c.span.End(err)
-		carried = append(carried, c.Change)
-	}
 	if err != nil {
+		for _, c := range changes {
+			c.span.End(err)
+		}
 		return errs.Wrap(err, "feed: plan revision %d", f.at)
 	}
 	first := f.at
 	if len(changes) > 0 {
 		first = store.Revision(changes[0].Revision)
 	}
-	f.lack(p.Writes, first)
+	asks := f.lack(p.Writes, first)
 	pub := push.Publication{
 		Settled: f.settled(),
 		Nodes:   f.standings(),
 		Shared:  f.sharedDelta(p.Shared),
 		PerNode: f.nodeDeltas(p.PerNode),
-		Changes: carried,
 	}
+	if asks || f.opts.AnswersFromWorld || !pub.Shared.Empty() || len(pub.PerNode) > 0 {
+		for _, c := range changes {
+			c.span.End(nil)
+			pub.Changes = append(pub.Changes, c.Change)
+		}
+	} // else the spans are dropped: what was planned is as it was
 	f.fresh = false
 	if err := f.publish(ctx, pub); err != nil {
 		return err
@@ -274,7 +299,7 @@ func (f *Feed) publish(ctx context.Context, pub push.Publication) error {
 		return nil
 	}
 	pub.Version, pub.Back = nodestate.Version{ClusterID: uint64(f.cluster), Revision: int64(f.at)}, f.back
-	f.back = false
+	pub.History, f.back, f.history = f.history, false, nil
 	return errs.Wrap(f.opts.Publisher.Publish(ctx, pub), "feed: publish revision %d", f.at)
 }
 
@@ -326,28 +351,31 @@ func (f *Feed) nodeDeltas(slices map[string]*nodestate.Slice) map[string]nodesta
 	return out
 }
 
-// lack notes which derived writes the World lacks. A write counts from the earliest change since which the World has
-// lacked it, so that a busy World still settles.
-func (f *Feed) lack(writes []Write, first store.Revision) {
-	pending := make(map[store.Key]store.Revision, len(writes))
+// lack notes which derived writes the World lacks, and says whether one of them is new or asks for something else than
+// before. A write counts from the earliest change since which the World has lacked it, so that a busy World still settles.
+func (f *Feed) lack(writes []Write, first store.Revision) (asks bool) {
+	pending := make(map[store.Key]lacking, len(writes))
 	for _, w := range writes {
-		since := w.Cause.Revision
-		if since == 0 || since > first {
-			since = first
+		now := lacking{w.Cause.Revision, w.Object}
+		if now.since == 0 || now.since > first {
+			now.since = first
 		}
-		if before, ok := f.pending[w.Key]; ok && before < since {
-			since = before
+		before, ok := f.pending[w.Key]
+		if ok && before.since < now.since {
+			now.since = before.since
 		}
-		pending[w.Key] = since
+		asks = asks || !ok || before.object != now.object && !proto.Equal(before.object, now.object)
+		pending[w.Key] = now
 	}
 	f.pending = pending
+	return asks
 }
 
 // settled is the newest revision R such that every write derived from a change at or below R is part of the World.
 func (f *Feed) settled() int64 {
 	settled := f.at
-	for _, since := range f.pending {
-		settled = min(settled, since-1)
+	for _, l := range f.pending {
+		settled = min(settled, l.since-1)
 	}
 	return int64(settled)
 }

@@ -18,6 +18,7 @@ import (
 	"podwire.dev/internal/push/pushtest"
 	"podwire.dev/internal/store"
 	"podwire.dev/internal/store/storefake"
+	"podwire.dev/internal/telemetry"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 )
 
@@ -377,6 +378,12 @@ func TestOneWriter(t *testing.T) {
 func TestBackwards(t *testing.T) {
 	t.Parallel()
 	s := newService(t, &mirror{derive: true})
+	// What is derived first shows that the election is held. The fake's leases do not go back with its keys, so that the loss
+	// of one that is undone would not be noticed.
+	s.put("namespaces", namespace("z", "1"))
+	s.pod("z", "1")
+	s.remove(store.KeyOf("namespaces", namespace("z", "1")))
+	s.pod("z", "")
 	rev := s.put("namespaces", namespace("a", "1"))
 	s.pod("a", "1")
 	s.put("namespaces", namespace("b", "1"))
@@ -503,5 +510,80 @@ func TestSettled(t *testing.T) {
 	}
 	if readies != 1 {
 		t.Errorf("ready %d times", readies)
+	}
+}
+
+// TestWhatIsNotTouchedLeavesNoHop: a change leaves a hop where it changed rows or what is to be written, and everywhere in a
+// service that answers from the World itself.
+func TestWhatIsNotTouchedLeavesNoHop(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name           string
+		derive, answer bool
+		change         store.Object
+		want           bool
+	}{
+		{"a new row", false, false, namespace("b", "1"), true},
+		{"nothing of the rows", false, false, namespace("a", "2"), false},
+		{"a derived write", true, false, namespace("a", "2"), true},
+		{"nothing, of a service that has no rows", false, true, namespace("a", "2"), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			fake := storefake.New(kinds())
+			tele, err := telemetry.New(t.Context(), telemetry.Process{Service: "ipam"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(tele.Context(context.Background()), patience)
+			s := &service{t: t, ctx: ctx, fake: fake}
+			s.put("namespaces", namespace("a", "1"))
+			s.put("pods", derived("a", "1"))
+			follower := fake.Follower(store.FollowOptions{})
+			rec := &recorder{got: make(chan push.Publication)}
+			plan := &mirror{derive: tt.derive}
+			plan.Reset()
+			f := feed.New(feed.Options{Follower: follower, Planner: plan, Publisher: rec, AnswersFromWorld: tt.answer})
+			var running sync.WaitGroup
+			running.Go(func() {
+				if err := follower.Run(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+			running.Go(func() {
+				if err := f.Run(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+			defer func() { cancel(); running.Wait() }()
+			published := func(at store.Revision) push.Publication {
+				for {
+					select {
+					case p := <-rec.got:
+						if p.Version.Revision >= int64(at) {
+							return p
+						}
+					case <-ctx.Done():
+						t.Fatalf("revision %d is not published", at)
+					}
+				}
+			}
+			published(fake.Revision())
+			at := s.put("namespaces", tt.change)
+			p := published(at)
+			stored, _, err := fake.Get(ctx, store.KeyOf("namespaces", tt.change))
+			if err != nil {
+				t.Fatal(err)
+			}
+			parent, ok := telemetry.ParseTraceparent(stored.Traceparent)
+			if !ok {
+				t.Fatalf("traceparent %q", stored.Traceparent)
+			}
+			hops, _ := tele.Ring().FromTrace(parent.TraceID())
+			left := slices.ContainsFunc(hops, func(h telemetry.Hop) bool { return h.Name == "plan" && h.Revision == int64(at) })
+			if left != tt.want || (len(p.Changes) == 1) != tt.want {
+				t.Errorf("left a hop: %t, want %t; hops %v, published %+v", left, tt.want, hops, p)
+			}
+		})
 	}
 }

@@ -109,16 +109,17 @@ func (w *Watermarks) Watermark(ctx context.Context, service nodestate.Source) (p
 	return push.Watermark{Service: service, Revision: int64(held.Revision)}, err
 }
 
-// PutWatermark implements push.WatermarkStore. Unavailable while another replica leads.
+// PutWatermark implements push.WatermarkStore.
 func (w *Watermarks) PutWatermark(ctx context.Context, m push.Watermark) error {
 	lead := w.leader.Leadership()
 	if lead == nil {
-		return errs.New(errs.Unavailable, "feed: watermark of %s: this replica does not lead", m.Service)
+		return errs.WrapAs(errs.Unavailable, push.ErrNotLeading, "feed: watermark of %s", m.Service)
 	}
 	out := store.Watermark{Service: string(m.Service), Revision: store.Revision(m.Revision)}
 	for _, lag := range m.Laggards {
 		out.Laggards = append(out.Laggards, store.Laggard{
 			Node: lag.Node, Revision: store.Revision(lag.Held), Refused: store.Revision(lag.Refused), Reason: lag.Reason,
+			Through: store.Revision(lag.Through),
 		})
 	}
 	_, err := w.store.RaiseWatermark(ctx, lead, out)

@@ -40,14 +40,14 @@ type Running struct {
 func Start(host Host, p Parts) Running {
 	leader := NewLeader(p.Store, p.Replica)
 	writer := NewWriter(p.Store, leader, host.Log())
-	follower := p.Store.Follower(store.FollowOptions{})
+	follower := p.Store.Follower(store.FollowOptions{Marks: store.MarkBegin})
 	opts := Options{Follower: follower, Planner: p.Planner, Writer: writer, Ready: host.Ready, Log: host.Log()}
 	var answers *Answers
 	if p.Hub != nil {
 		opts.Publisher = p.Hub
 	} else {
 		answers = NewAnswers(p.Store, p.Replica, leader, host.Log(), host.Ready)
-		opts.Publisher, opts.Ready = answers, nil
+		opts.Publisher, opts.Ready, opts.AnswersFromWorld = answers, nil, true
 	}
 	f := New(opts)
 	host.OnStop(daemon.StageStore, "store", func(context.Context) error { return p.Store.Close() })

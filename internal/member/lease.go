@@ -6,29 +6,14 @@ import (
 	"slices"
 	"time"
 
+	"podwire.dev/internal/backoff"
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/nodestate"
 	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
 )
 
-// Pauses between attempts, and how often a lease is asked for again: somebody may have given it back.
-const (
-	firstPause = 100 * time.Millisecond
-	lastPause  = 3 * time.Second
-	refresh    = 30 * time.Second
-)
-
-// backoff doubles a pause up to lastPause.
-type backoff struct{ next time.Duration }
-
-func (b *backoff) pause() time.Duration {
-	if b.next == 0 {
-		b.next = firstPause
-	}
-	d := b.next
-	b.next = min(2*b.next, lastPause)
-	return d
-}
+// refresh is how often a lease is asked for again: somebody may have given it back.
+const refresh = 30 * time.Second
 
 // wait pauses and says whether to go on. A value of hurry cuts it.
 func wait(ctx context.Context, d time.Duration, hurry <-chan struct{}) bool {
@@ -45,13 +30,14 @@ func wait(ctx context.Context, d time.Duration, hurry <-chan struct{}) bool {
 
 // lease holds an address of each family of the pod ranges, until ctx ends.
 func (m *Member) lease(ctx context.Context) error {
-	var pause backoff
+	var pause backoff.Backoff
 	said := ""
 	for wait(ctx, refresh, m.wanted) {
 		for {
 			err := m.leaseAll(ctx)
 			if err == nil {
-				pause, said = backoff{}, ""
+				pause.Reset()
+				said = ""
 				break
 			}
 			if text := err.Error(); ctx.Err() == nil && text != said {
@@ -59,7 +45,7 @@ func (m *Member) lease(ctx context.Context) error {
 				m.log.Warn("ipam gives this member no address, trying again", "error", err)
 			}
 			m.hampered(err.Error())
-			if !wait(ctx, pause.pause(), m.wanted) {
+			if !pause.Wait(ctx, m.wanted) {
 				return nil
 			}
 		}

@@ -115,22 +115,17 @@ func Join(d *daemon.Daemon, common daemon.Common, cfg Config, creds *rpc.Credent
 	if _, err := door.FindUnderlay(); err != nil {
 		return nil, err
 	}
-	p.Fabric = door
+	p.Fabric = guard(door, nodestate.ServiceMember(name), cfg.VXLANPort, s)
 	return Start(d, p)
 }
 
 // dial makes the connections; it waits for none.
 func (p *Parts) dial(d *daemon.Daemon, common daemon.Common, creds *rpc.Credentials) error {
 	for _, peer := range []string{"ipam", "cluster"} {
-		target, err := common.Peer(peer)
+		conn, err := rpc.DialPeer(d, &common, creds, peer)
 		if err != nil {
 			return err
 		}
-		conn, err := rpc.Dial(target, pki.Service(peer), creds, rpc.WithTelemetry(d.Telemetry()))
-		if err != nil {
-			return err
-		}
-		d.OnStop(daemon.StageStore, "connection to "+peer, func(context.Context) error { return conn.Close() })
 		if peer == "ipam" {
 			p.Allocations, p.Slices.Conn = ipamv1.NewAllocationServiceClient(conn), conn
 		} else {

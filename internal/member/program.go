@@ -18,6 +18,9 @@ const (
 	defaultRecheck = 30 * time.Second
 	// kernelPause is the pause before the kernel is tried again.
 	kernelPause = time.Second
+	// stays is how long a row may be unusable before anybody is warned: a replica in a container that was made anew finds
+	// the row of its predecessor, at its own underlay address, until cluster has seen it and deleted that one's Pod.
+	stays = 10 * time.Second
 )
 
 // loop is what the goroutine of program knows.
@@ -26,6 +29,9 @@ type loop struct {
 	// slice is what ipam pushed last; nil before.
 	slice *nodestate.Slice
 	said  string
+	// unusable are the rows that could not be used the last time, and since when they are the same.
+	unusable string
+	since    time.Time
 }
 
 // program keeps the kernel as ipam says, until ctx ends. An error is one that only a new process mends.
@@ -181,15 +187,18 @@ func (l *loop) settle() error {
 	return nil
 }
 
-// done says that the fabric is programmed, and logs rows that could not be used, once.
+// done says that the fabric is programmed, and logs rows that cannot be used, once, when they stay.
 func (l *loop) done(problems string, count int) {
 	if count == 0 {
 		problems = ""
 	}
-	if problems != l.said && count > 0 {
+	switch {
+	case problems != l.unusable || count == 0:
+		l.unusable, l.since, l.said = problems, time.Now(), ""
+	case problems != l.said && time.Since(l.since) >= stays:
 		l.log.Warn("rows of the fabric are not in the kernel", "problems", problems)
+		l.said = problems
 	}
-	l.said = problems
 	l.mu.Lock()
 	l.trouble = ""
 	l.mu.Unlock()

@@ -120,7 +120,11 @@ func (e Endpoint) appendTo(b []byte) []byte {
 	b = appendServiceKey(b, e.ServiceKey)
 	b = binary.BigEndian.AppendUint16(appendAddr(b, e.Address), e.Backend)
 	b = appendString(appendString(b, e.Node), e.Zone)
-	return append(b, byte(e.State))
+	b = append(b, byte(e.State))
+	if len(e.HintZones)+len(e.HintNodes) == 0 {
+		return b // the digests of rows without hints are those of agents and services that know of none
+	}
+	return appendStrings(appendStrings(b, e.HintZones), e.HintNodes)
 }
 
 // Table implements [Row].

@@ -213,6 +213,8 @@ type Endpoint struct {
 	Node    string // empty: unknown, so local to no node
 	Zone    string
 	State   EndpointState
+	// HintZones and HintNodes are the zones and Nodes whose clients are to use it (EndpointSlice, hints), sorted; none: no hint.
+	HintZones, HintNodes []string
 }
 
 // Announcement gives a load balancer address to one node to announce.

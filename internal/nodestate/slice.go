@@ -3,6 +3,7 @@ package nodestate
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"sort"
 )
 
@@ -12,7 +13,12 @@ type Version struct {
 	ClusterID uint64
 	// Revision is the store revision of the World that the slice was planned from.
 	Revision int64
+	// History is the id of the store's newest mark at that revision; 0 where it is not known. See [History].
+	History uint64
 }
+
+// String is "{cluster id, revision}", the id in hexadecimal digits as etcdctl prints it.
+func (v Version) String() string { return fmt.Sprintf("{%x, %d}", v.ClusterID, v.Revision) }
 
 // Digest identifies the content of one table: the number of its rows and the sum, modulo 2^64 in each of two lanes,
 // of the rows' SHA-256 prefixes. A sum, so that one change costs one row; with equal counts and honest writers a

@@ -17,8 +17,12 @@ type assembler struct {
 	rows    int64
 }
 
+func versionOf(b *pushv1.Begin) nodestate.Version {
+	return nodestate.Version{ClusterID: b.GetClusterId(), Revision: b.GetVersion(), History: b.GetHistory()}
+}
+
 func (a *assembler) version() nodestate.Version {
-	return nodestate.Version{ClusterID: a.begin.GetClusterId(), Revision: a.begin.GetVersion()}
+	return versionOf(a.begin)
 }
 
 func (a *assembler) open(b *pushv1.Begin) error {

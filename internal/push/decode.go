@@ -132,6 +132,8 @@ func (d *decoder) endpoint(e *pushv1.Endpoint) nodestate.Row {
 		Node:    e.GetNode(),
 		Zone:    e.GetZone(),
 		State:   state[nodestate.EndpointState](d, "state", e.GetState(), endpointStates),
+
+		HintZones: e.GetHintZones(), HintNodes: e.GetHintNodes(),
 	}
 }
 

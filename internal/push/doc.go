@@ -23,7 +23,9 @@
 //
 // A DELTA whose base is the held version and whose digests agree afterwards; or a complete snapshot (BEGIN, every row
 // announced, END with digests that agree) of the held cluster id at a version that is not below the held one. A store
-// that went backwards, or another store, freezes the agent's state until [Subscriber.Accept]. An incomplete snapshot, a
+// that went backwards, or another store, freezes the agent's state until [Subscriber.Accept], which an
+// [Accepted] remembers for the node's other slices; so does a history that the marks of the store ([nodestate.History]) tell
+// from the held one. An incomplete snapshot, a
 // gap or a digest that does not agree changes nothing: the agent subscribes again and asks for a snapshot.
 //
 // # Order on the agent

@@ -118,6 +118,8 @@ func (e *encoder) endpoint(r nodestate.Endpoint) *pushv1.Endpoint {
 		Node:     e.text("node", r.Node),
 		Zone:     e.text("zone", r.Zone),
 		State:    enum(e, "state", uint8(r.State), endpointStates),
+
+		HintZones: e.texts("hint_zones", r.HintZones), HintNodes: e.texts("hint_nodes", r.HintNodes),
 	}
 }
 

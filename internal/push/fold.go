@@ -15,6 +15,9 @@ type Laggard struct {
 	// Refused is the revision that the node refused, and Reason its words; 0 and empty where it only has not answered.
 	Refused int64
 	Reason  string
+	// Through is the newest revision up to which the refusal speaks, 0 where there is none: a change above it may be on its way
+	// to the node, or wait for what is derived from it, and may be taken.
+	Through int64
 }
 
 // Watermark says up to which revision every node holds everything that a service planned.
@@ -40,9 +43,11 @@ type Claim struct {
 	// as in the last watermark.
 	Known bool
 	Held  int64
-	// Refused and Reason are as in Laggard.
+	// Refused and Reason are as in Laggard. Through is the newest World of which the node has been sent everything that it
+	// refused, or refused before.
 	Refused int64
 	Reason  string
+	Through int64
 }
 
 // Settlement says that in the World of a version every write derived from a change at or below Settled is present.
@@ -53,7 +58,8 @@ type Settlement struct{ Version, Settled int64 }
 //
 //   - a Node that was never Ready does not count; one declared dead counts only while it subscribes and is heard;
 //   - a Node whose state is not known counts as it did last, and as the last watermark where it never did;
-//   - a Node that refused a revision stays below it;
+//   - a Node that refused a revision stays below it, and the refusal speaks up to the settlement of the newest World that has
+//     nothing for the Node but what it refused;
 //   - the watermark is the settlement of the newest World that every Node that counts holds, and never falls.
 //
 // It also returns that minimum, the newest World where no Node counts.
@@ -67,7 +73,11 @@ func Fold(prev Watermark, world int64, settlements []Settlement, claims []Claim)
 		held := c.held(prev)
 		lowest = min(lowest, held)
 		if held < world || c.Refused > 0 {
-			out.Laggards = append(out.Laggards, Laggard{Node: c.Node, Held: held, Refused: c.Refused, Reason: c.Reason})
+			l := Laggard{Node: c.Node, Held: held, Refused: c.Refused, Reason: c.Reason}
+			if c.Refused > 0 {
+				l.Through = settled(settlements, c.Through)
+			}
+			out.Laggards = append(out.Laggards, l)
 		}
 	}
 	out.Revision = max(out.Revision, settled(settlements, lowest))

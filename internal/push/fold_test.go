@@ -84,13 +84,18 @@ func TestFold(t *testing.T) {
 		},
 		{
 			name: "a refused revision holds the watermark", world: 20, settlements: []Settlement{{17, 17}, {20, 20}},
-			claims:   []Claim{{Node: "a", Standing: StandingMember, Subscribed: true, Known: true, Held: 17, Refused: 20, Reason: "no space"}},
-			revision: 17, lowest: 17, laggards: []Laggard{{Node: "a", Held: 17, Refused: 20, Reason: "no space"}},
+			claims:   []Claim{{Node: "a", Standing: StandingMember, Subscribed: true, Known: true, Held: 17, Refused: 20, Reason: "no space", Through: 20}},
+			revision: 17, lowest: 17, laggards: []Laggard{{Node: "a", Held: 17, Refused: 20, Reason: "no space", Through: 20}},
 		},
 		{
 			name: "also where the content is not new", world: 20, settlements: []Settlement{{17, 17}, {20, 20}},
 			claims:   []Claim{{Node: "a", Standing: StandingMember, Subscribed: true, Known: true, Held: 20, Refused: 20, Reason: "no"}},
 			revision: 17, lowest: 19, laggards: []Laggard{{Node: "a", Held: 19, Refused: 20, Reason: "no"}},
+		},
+		{
+			name: "a refusal speaks of what is settled", world: 22, settlements: []Settlement{{17, 17}, {20, 19}, {22, 22}},
+			claims:   []Claim{{Node: "a", Standing: StandingMember, Subscribed: true, Known: true, Held: 17, Refused: 20, Reason: "no", Through: 21}},
+			revision: 17, lowest: 17, laggards: []Laggard{{Node: "a", Held: 17, Refused: 20, Reason: "no", Through: 19}},
 		},
 		{
 			name: "no settlement is known that far back", world: 20, settlements: []Settlement{{18, 18}, {20, 20}},

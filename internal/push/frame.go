@@ -15,6 +15,7 @@ import (
 type message struct {
 	version  nodestate.Version
 	snapshot bool
+	since    int64 // of the track: the content is that of the Worlds from there on
 	build    func(emit func(*pushv1.SubscribeResponse) error) error
 
 	once   sync.Once

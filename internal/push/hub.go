@@ -48,6 +48,8 @@ type Publication struct {
 	Version nodestate.Version
 	// Back says that the store went back since the publication before, although it may have passed that revision again.
 	Back bool
+	// History are the marks of the store up to Version; nil means that they are as in the publication before.
+	History nodestate.History
 	// Settled is the newest revision R such that every write derived from a change at or below R is part of this World.
 	// A service that derives nothing passes Version.Revision.
 	Settled int64
@@ -106,6 +108,9 @@ type Hub struct {
 	started bool
 	// epoch counts the histories: it rises when the World went backwards or to another cluster.
 	epoch int
+	// history are the marks of the store up to the World: a version that a subscriber holds under another mark than was the
+	// newest then is of a history that was undone, whatever this replica remembers.
+	history nodestate.History
 	// undone is the newest revision of a history that this cluster went back from; 0 where none is known. Below it a version
 	// says nothing of the content that a subscriber holds, also when the World has long passed it again.
 	undone      int64
@@ -216,7 +221,7 @@ func (h *Hub) check(p Publication, changed bool) error {
 		return errs.New(errs.Internal, "push: %s publishes without a version", h.source)
 	case p.Settled > p.Version.Revision:
 		return errs.New(errs.Internal, "push: %s publishes version %d as settled up to %d", h.source, p.Version.Revision, p.Settled)
-	case changed && h.started && p.Version == h.world:
+	case changed && h.started && p.Version.ClusterID == h.world.ClusterID && p.Version.Revision == h.world.Revision && !p.Back:
 		return errs.New(errs.Internal, "push: %s publishes version %d again with other content", h.source, p.Version.Revision)
 	}
 	return nil
@@ -226,6 +231,13 @@ func (h *Hub) check(p Publication, changed bool) error {
 func (h *Hub) advance(p Publication, deltas map[string]encodedDelta, hop *pushHop) {
 	prev := h.world
 	fresh := !h.started || p.Back || prev.ClusterID != p.Version.ClusterID || p.Version.Revision < prev.Revision
+	if p.History != nil {
+		h.history = p.History
+		for _, t := range h.tracks {
+			t.messages = map[messageKey]*message{} // each names the marks
+		}
+	}
+	p.Version.History = h.history.At(p.Version.Revision)
 	h.world = p.Version
 	for node, d := range deltas {
 		t := h.track(node, prev.Revision)

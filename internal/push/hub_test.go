@@ -1,145 +1,20 @@
 package push_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/protobuf/proto"
 
-	"podwire.dev/internal/errs"
 	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/push"
 	"podwire.dev/internal/push/pushtest"
 	"podwire.dev/internal/telemetry"
 	pushv1 "podwire.dev/proto/podwire/push/v1"
 )
-
-func at(revision int64) nodestate.Version {
-	return nodestate.Version{ClusterID: cluster, Revision: revision}
-}
-
-func pod(uid, spec string) nodestate.Row { return nodestate.Workload{UID: uid, Pod: spec} }
-
-func hubFor(t *testing.T, source nodestate.Source) (*push.Hub, *pushtest.Service) {
-	hub := push.NewHub(source, push.Options{Authorize: pushtest.Anybody})
-	return hub, pushtest.Serve(t, hub)
-}
-
-// publish publishes rows for node-1, or for all where the source's slice is shared.
-func publish(t *testing.T, hub *push.Hub, source nodestate.Source, revision int64, d nodestate.Delta) {
-	t.Helper()
-	p := push.Publication{Version: at(revision), Settled: revision}
-	if push.Shared(source) {
-		p.Shared = d
-	} else {
-		p.PerNode = map[string]nodestate.Delta{"node-1": d}
-	}
-	if err := hub.Publish(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func upsert(rows ...nodestate.Row) nodestate.Delta { return nodestate.Delta{Upserts: rows} }
-
-// wire is a subscriber that says and hears messages one by one.
-type wire struct {
-	t      *testing.T
-	stream grpc.BidiStreamingClient[pushv1.SubscribeRequest, pushv1.SubscribeResponse]
-}
-
-func dial(t *testing.T, service *pushtest.Service, hello *pushv1.Hello, opts ...grpc.CallOption) *wire {
-	t.Helper()
-	stream, err := pushv1.NewPushServiceClient(service.Dial(t, nil)).Subscribe(t.Context(), opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wire{t: t, stream: stream}
-	w.say(&pushv1.SubscribeRequest{Message: &pushv1.SubscribeRequest_Hello{Hello: hello}})
-	return w
-}
-
-func (w *wire) say(m *pushv1.SubscribeRequest) {
-	w.t.Helper()
-	if err := w.stream.Send(m); err != nil && !errors.Is(err, io.EOF) { // EOF: the service has ended it; hear says why
-		w.t.Fatal(err)
-	}
-}
-
-func (w *wire) hear() *pushv1.SubscribeResponse {
-	w.t.Helper()
-	m, err := w.stream.Recv()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return m
-}
-
-// snapshot hears a whole snapshot.
-func (w *wire) snapshot() (begin *pushv1.Begin, rows []*pushv1.Row, end *pushv1.End) {
-	w.t.Helper()
-	begin = w.hear().GetBegin()
-	for begin != nil {
-		m := w.hear()
-		if end = m.GetEnd(); end != nil {
-			return begin, rows, end
-		}
-		rows = append(rows, m.GetChunk().GetRows()...)
-	}
-	w.t.Fatal("no BEGIN")
-	return nil, nil, nil
-}
-
-func (w *wire) delta() *pushv1.Delta {
-	w.t.Helper()
-	m := w.hear()
-	if m.GetDelta() == nil {
-		w.t.Fatalf("got %v, want a DELTA", m)
-	}
-	return m.GetDelta()
-}
-
-func (w *wire) apply(version int64) {
-	w.say(&pushv1.SubscribeRequest{Message: &pushv1.SubscribeRequest_Ack{Ack: &pushv1.Ack{
-		Version: version, Outcome: &pushv1.Ack_Applied{Applied: &pushv1.Applied{}},
-	}}})
-}
-
-func (w *wire) refuse(version, held int64, reason string) {
-	w.say(&pushv1.SubscribeRequest{Message: &pushv1.SubscribeRequest_Ack{Ack: &pushv1.Ack{
-		Version: version, Outcome: &pushv1.Ack_Refused{Refused: &pushv1.Refused{Reason: reason, HeldVersion: held}},
-	}}})
-}
-
-// fails hears the error that ends the stream.
-func (w *wire) fails(want string) {
-	w.t.Helper()
-	for {
-		if _, err := w.stream.Recv(); err != nil {
-			if !strings.Contains(err.Error(), want) {
-				w.t.Errorf("got error %v, want %q", err, want)
-			}
-			return
-		}
-	}
-}
-
-// holding is the Hello of a node that holds rows.
-func holding(version int64, rows ...nodestate.Row) *pushv1.Hello {
-	d := nodestate.NewSlice(rows...).Digest(nodestate.TableWorkloads)
-	return &pushv1.Hello{Node: "node-1", ClusterId: cluster, Version: version, Digests: []*pushv1.TableDigest{
-		{Table: string(nodestate.TableWorkloads), Rows: d.Rows, Digest: d.Bytes()},
-	}}
-}
-
-func nothing() *pushv1.Hello { return &pushv1.Hello{Node: "node-1"} }
 
 // TestAnswersToHello tells what a hub answers to what a node holds. The World is 30; the slice changed at 10, 20 and 30.
 func TestAnswersToHello(t *testing.T) {
@@ -307,49 +182,6 @@ func TestSharedVersions(t *testing.T) {
 	})
 }
 
-// TestRefusesSubscribers: who may not subscribe, and how one may not.
-func TestRefusesSubscribers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := push.NewHub(nodestate.SourceCluster, push.Options{Authorize: func(_ context.Context, node string) error {
-			if node != "node-1" {
-				return errs.New(errs.Denied, "node %q: not you", node)
-			}
-			return nil
-		}})
-		service := pushtest.Serve(t, hub)
-		publish(t, hub, nodestate.SourceCluster, 10, nodestate.Delta{})
-		dial(t, service, &pushv1.Hello{Node: "node-2"}).fails("not you")
-		dial(t, service, &pushv1.Hello{}).fails("either a node or a member")
-		dial(t, service, &pushv1.Hello{Node: "node-1", Member: "dns-1"}).fails("either a node or a member")
-		dial(t, service, &pushv1.Hello{Member: "dns-1"}).fails("nobody who may subscribe as member/dns-1")
-		dial(t, service, nothing(), grpc.UseCompressor(gzip.Name)).fails("compressed with gzip")
-
-		w := dial(t, service, nothing())
-		w.snapshot()
-		w.apply(11)
-		w.fails("acked version 11, which was not sent")
-
-		w = dial(t, service, nothing())
-		w.snapshot()
-		w.say(&pushv1.SubscribeRequest{Message: &pushv1.SubscribeRequest_Ack{Ack: &pushv1.Ack{Version: 10}}})
-		w.fails("without saying applied or refused")
-
-		w = dial(t, service, nothing())
-		w.snapshot()
-		w.say(&pushv1.SubscribeRequest{Message: &pushv1.SubscribeRequest_Hello{Hello: nothing()}})
-		w.fails("one Hello, then Acks")
-
-		old := dial(t, service, nothing())
-		old.snapshot()
-		dial(t, service, nothing()).snapshot()
-		old.fails("subscribed again on another stream")
-
-		closed := push.NewHub(nodestate.SourceCluster, push.Options{})
-		publish(t, closed, nodestate.SourceCluster, 10, nodestate.Delta{})
-		dial(t, pushtest.Serve(t, closed), nothing()).fails("nobody who may subscribe")
-	})
-}
-
 // TestClose: a hub that stops says so, ends its streams, also those that wait for its first World, and takes no more.
 func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -375,35 +207,6 @@ func TestClose(t *testing.T) {
 		}
 		w.fails("is stopping")
 	})
-}
-
-func TestPublishRefuses(t *testing.T) {
-	node := func(rows ...nodestate.Row) map[string]nodestate.Delta {
-		return map[string]nodestate.Delta{"node-1": upsert(rows...)}
-	}
-	peer := nodestate.Range{Kind: nodestate.RangePod}
-	for want, p := range map[string]push.Publication{
-		"without a version":           {PerNode: node(pod("a", ""))},
-		"as settled up to 12":         {Version: at(11), Settled: 12},
-		"version 10 again":            {Version: at(10), PerNode: node(pod("b", ""))},
-		"but Shared is set":           {Version: at(11), Shared: upsert(pod("b", ""))},
-		"uid: is empty":               {Version: at(11), PerNode: node(pod("", ""))},
-		"prefix: \"invalid Prefix\"":  {Version: at(11), PerNode: node(peer)},
-		"ranges, which is not its ow": {Version: at(11), PerNode: node(pushtest.RowOf(randomness(), nodestate.TableRanges))},
-	} {
-		hub := push.NewHub(nodestate.SourceCluster, push.Options{})
-		if err := hub.Publish(t.Context(), push.Publication{Version: at(10), PerNode: node(pod("a", ""))}); err != nil {
-			t.Fatal(err)
-		}
-		err := hub.Publish(t.Context(), p)
-		if err == nil || !strings.Contains(err.Error(), want) || !errs.Is(err, errs.Internal) {
-			t.Errorf("got error %v, want %q", err, want)
-		}
-	}
-	err := push.NewHub(nodestate.SourceIPAM, push.Options{}).Publish(t.Context(), push.Publication{Version: at(1), PerNode: node()})
-	if err == nil || !strings.Contains(err.Error(), "but PerNode is set") {
-		t.Errorf("got error %v", err)
-	}
 }
 
 // TestPublishWaitsForNobody: an agent that reads nothing at all costs the feed nothing.
@@ -468,94 +271,6 @@ func TestTrace(t *testing.T) {
 			t.Errorf("the change carries %v", d.GetChanges()[0])
 		}
 	})
-}
-
-// TestWorldGoesBack: a hub whose World went backwards asks its subscribers to say again what they hold, and then offers
-// what it has.
-func TestWorldGoesBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub, service := hubFor(t, nodestate.SourceCluster)
-		publish(t, hub, nodestate.SourceCluster, 50, upsert(pod("a", "1"), pod("b", "1")))
-		agent := &pushtest.Agent{Source: nodestate.SourceCluster, Node: "node-1", Dir: t.TempDir(), Conn: service.Dial(t, nil)}
-		agent.Start(t)
-		agent.Await(t, func(k *nodestate.Slice, _ nodestate.Version) bool { return k.Len() == 2 })
-		publish(t, hub, nodestate.SourceCluster, 40, nodestate.Delta{Removes: []nodestate.Ref{{Table: nodestate.TableWorkloads, Key: "a"}}})
-		frozen := func() push.SubscriberStatus {
-			pass(time.Minute) // of the bubble's clock: every pause is over
-			return agent.Subscriber().Status()
-		}
-		if st := frozen(); !st.Frozen || st.Held != at(50) || st.Offered != at(40) {
-			t.Fatalf("not frozen: %+v", st)
-		}
-		publish(t, hub, nodestate.SourceCluster, 60, upsert(pod("c", "1")))
-		if st := frozen(); !st.Frozen {
-			t.Fatalf("thawed by going on: %+v", st)
-		}
-		agent.Restart(t)
-		if st := frozen(); !st.Frozen || st.Held != at(50) || st.Offered != at(40) {
-			t.Fatalf("thawed by a restart: %+v", st)
-		}
-		if kernel, _ := agent.Kernel(); kernel.Len() != 2 {
-			t.Fatalf("the kernel has %d rows", kernel.Len())
-		}
-		if !agent.Subscriber().Accept() {
-			t.Fatal("nothing to accept")
-		}
-		agent.Await(t, func(k *nodestate.Slice, v nodestate.Version) bool { return k.Len() == 2 && v == at(60) })
-		if st := frozen(); st.Frozen || !st.Synced || agent.Subscriber().Accept() {
-			t.Fatalf("still frozen: %+v", st)
-		}
-		agent.Restart(t)
-		if st := frozen(); st.Frozen || st.Held != at(60) {
-			t.Fatalf("frozen again by a restart: %+v", st)
-		}
-	})
-}
-
-// TestWorldGoesBackUnnoticed: a store that went back goes on, and has soon passed the revision that a node holds, or that the
-// hub published last. What the node holds was undone all the same.
-func TestWorldGoesBackUnnoticed(t *testing.T) {
-	for name, next := range map[string]struct {
-		revision int64
-		back     bool
-	}{
-		"below the World before":  {90, false},
-		"beyond the World before": {110, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				hub, service := hubFor(t, nodestate.SourceCluster)
-				publish(t, hub, nodestate.SourceCluster, 50, upsert(pod("a", "1"), pod("b", "1")))
-				agent := &pushtest.Agent{Source: nodestate.SourceCluster, Node: "node-1", Dir: t.TempDir(), Conn: service.Dial(t, nil)}
-				agent.Start(t)
-				agent.Await(t, func(k *nodestate.Slice, _ nodestate.Version) bool { return k.Len() == 2 })
-				publish(t, hub, nodestate.SourceCluster, 100, nodestate.Delta{}) // the node holds 50, which 100 confirms
-				undo := push.Publication{
-					Version: at(next.revision), Settled: next.revision, Back: next.back,
-					PerNode: map[string]nodestate.Delta{"node-1": {Removes: []nodestate.Ref{{Table: nodestate.TableWorkloads, Key: "a"}}}},
-				}
-				if err := hub.Publish(t.Context(), undo); err != nil {
-					t.Fatal(err)
-				}
-				pass(time.Minute)
-				if st := agent.Subscriber().Status(); !st.Frozen || st.Held != at(50) || st.Offered.Revision >= 50 {
-					t.Fatalf("not frozen: %+v", st)
-				}
-				if kernel, _ := agent.Kernel(); kernel.Len() != 2 {
-					t.Fatalf("the kernel has %d rows", kernel.Len())
-				}
-				agent.Restart(t)
-				publish(t, hub, nodestate.SourceCluster, 120, upsert(pod("c", "1")))
-				pass(time.Minute)
-				if st := agent.Subscriber().Status(); !st.Frozen || !agent.Subscriber().Accept() {
-					t.Fatalf("thawed by going on: %+v", st)
-				}
-				agent.Await(t, func(k *nodestate.Slice, v nodestate.Version) bool { return k.Len() == 2 && v == at(120) })
-				publish(t, hub, nodestate.SourceCluster, 130, upsert(pod("d", "1")))
-				agent.Await(t, func(k *nodestate.Slice, v nodestate.Version) bool { return k.Len() == 3 && v == at(130) })
-			})
-		})
-	}
 }
 
 // TestEmptySnapshot: another store freezes even where it is empty, and an empty snapshot of the same store removes all.

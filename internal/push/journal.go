@@ -117,7 +117,7 @@ func (j *Journal) append(base, version nodestate.Version, d nodestate.Delta, aft
 		return err
 	}
 	return j.write(recordResponse, deltaOf(&pushv1.Delta{
-		ClusterId: version.ClusterID, Base: base.Revision, Version: version.Revision,
+		ClusterId: version.ClusterID, Base: base.Revision, Version: version.Revision, History: version.History,
 		Upserts: upserts, Removes: removes, Digests: after.proto(j.source),
 	}))
 }
@@ -131,7 +131,7 @@ func (j *Journal) rollback(refused, held int64) error {
 
 // freeze keeps that the state is frozen, so that a restart does not thaw it.
 func (j *Journal) freeze(offered nodestate.Version) error {
-	return j.write(recordFrozen, beginOf(offered, 0))
+	return j.write(recordFrozen, beginOf(offered, nil, 0))
 }
 
 // settle is called with the state that is now in the kernel: the moment to write the file anew, if that is due.
@@ -183,7 +183,7 @@ func (j *Journal) rewrite(s *nodestate.Slice, v nodestate.Version) (err error) {
 	}
 	if v != (nodestate.Version{}) {
 		var buf []byte
-		err := snapshot(j.source, v, rowsOf(j.source, s), digestsOf(j.source, s), nil, func(m *pushv1.SubscribeResponse) error {
+		err := snapshot(j.source, v, nil, rowsOf(j.source, s), digestsOf(j.source, s), nil, func(m *pushv1.SubscribeResponse) error {
 			var err error
 			if buf, err = record(buf[:0], recordResponse, m); err != nil {
 				return err

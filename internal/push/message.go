@@ -137,9 +137,10 @@ func changesFromProto(cs []*pushv1.Change) []Change {
 	return out
 }
 
-func beginOf(v nodestate.Version, rows int) *pushv1.SubscribeResponse {
+// beginOf is a BEGIN; ancestry are the marks of the store that the version comes from, none where they are not known.
+func beginOf(v nodestate.Version, ancestry []uint64, rows int) *pushv1.SubscribeResponse {
 	return &pushv1.SubscribeResponse{Message: &pushv1.SubscribeResponse_Begin{Begin: &pushv1.Begin{
-		ClusterId: v.ClusterID, Version: v.Revision, Rows: int64(rows),
+		ClusterId: v.ClusterID, Version: v.Revision, Rows: int64(rows), History: v.History, Ancestry: ancestry,
 	}}}
 }
 
@@ -189,9 +190,9 @@ func (c *chunker) flush() error {
 }
 
 // snapshot emits BEGIN, CHUNKs and END.
-func snapshot(source nodestate.Source, v nodestate.Version, rows []nodestate.Row, ds digests, changes []*pushv1.Change,
+func snapshot(source nodestate.Source, v nodestate.Version, ancestry []uint64, rows []nodestate.Row, ds digests, changes []*pushv1.Change,
 	emit func(*pushv1.SubscribeResponse) error) error {
-	if err := emit(beginOf(v, len(rows))); err != nil {
+	if err := emit(beginOf(v, ancestry, len(rows))); err != nil {
 		return err
 	}
 	c := &chunker{emit: emit}

@@ -2,6 +2,7 @@ package push
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -14,9 +15,12 @@ import (
 type WatermarkStore interface {
 	// Watermark reads it; the zero Watermark where there is none.
 	Watermark(ctx context.Context, service nodestate.Source) (Watermark, error)
-	// PutWatermark replaces it, unless what is there is newer.
+	// PutWatermark replaces it, unless what is there is newer. ErrNotLeading where that is another replica's to do.
 	PutWatermark(ctx context.Context, w Watermark) error
 }
+
+// ErrNotLeading says that the service's watermark is kept by another replica, or by none before the first election.
+var ErrNotLeading = errors.New("this replica does not lead")
 
 // maxSettlements bounds the Worlds whose settlement is remembered for nodes that lag.
 const maxSettlements = 1 << 14
@@ -143,6 +147,9 @@ func (h *Hub) claims() []Claim {
 		c := Claim{Node: node, Standing: h.fold.nodes[node]}
 		if s := h.subscribers[node]; s != nil && s.epoch == h.epoch {
 			c.Subscribed, c.Refused, c.Reason = !s.silent, s.refused.version, s.refused.reason
+			if c.Refused > 0 {
+				c.Through = s.track.held(s.refused.since, h.world.Revision)
+			}
 			h.remember(s)
 		}
 		c.Held, c.Known = h.fold.known[node]
@@ -272,7 +279,7 @@ func (w *writer) failed(ctx context.Context, err error) (time.Duration, error) {
 	if !errs.Is(err, errs.Unavailable) && !errs.Is(err, errs.Conflict) {
 		return 0, err
 	}
-	if !w.failing {
+	if !w.failing && !errors.Is(err, ErrNotLeading) {
 		w.failing = true
 		w.hub.log.Warn("the watermark is not written, trying again", "err", err)
 	}
@@ -296,7 +303,7 @@ func refusals(w Watermark) []Laggard {
 	var out []Laggard
 	for _, l := range w.Laggards {
 		if l.Refused > 0 {
-			out = append(out, Laggard{Node: l.Node, Refused: l.Refused, Reason: l.Reason})
+			out = append(out, Laggard{Node: l.Node, Refused: l.Refused, Reason: l.Reason, Through: l.Through})
 		}
 	}
 	return out

@@ -1,10 +1,13 @@
 package push_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"reflect"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -110,7 +113,7 @@ func TestReceipts(t *testing.T) {
 			t.Fatalf("got %v", d)
 		}
 		one.refuse(13, 10, "no space")
-		expect(11, push.Laggard{Node: "node-1", Held: 12, Refused: 13, Reason: "no space"})
+		expect(11, push.Laggard{Node: "node-1", Held: 12, Refused: 13, Reason: "no space", Through: 13})
 		one.delta()
 		one.apply(13)
 		synctest.Wait() // the clock stands still: whoever waits learns of it at once
@@ -139,6 +142,65 @@ func TestReceipts(t *testing.T) {
 			t.Errorf("receipts %+v", receipts)
 		}
 		if w := hub.Watermark(); w.Revision != 15 {
+			t.Errorf("watermark %+v", w)
+		}
+	})
+}
+
+// TestHowFarARefusalSpeaks: of every World that has nothing for the node but what it refused, and is settled; never of a change
+// that the node has not been sent yet.
+func TestHowFarARefusalSpeaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, service := hubFor(t, nodestate.SourceCluster)
+		store := &memory{}
+		write(t, hub, store)
+		world := func(revision, settled int64, d map[string]nodestate.Delta) {
+			t.Helper()
+			err := hub.Publish(t.Context(), push.Publication{
+				Version: at(revision), Settled: settled, PerNode: d, Nodes: map[string]push.Standing{"node-1": push.StandingMember},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		expect := func(what string, want push.Laggard) {
+			t.Helper()
+			pass(150 * time.Millisecond) // what is due is written, and what was refused not sent again
+			if w, _ := store.state(); len(w.Laggards) != 1 || w.Laggards[0] != want {
+				t.Fatalf("%s: watermark %+v, want %+v", what, w, want)
+			}
+		}
+		pod := func(spec string) map[string]nodestate.Delta {
+			return map[string]nodestate.Delta{"node-1": upsert(pod("a", spec))}
+		}
+		world(10, 10, pod("1"))
+		node := dial(t, service, nothing())
+		node.snapshot()
+		node.apply(10)
+		world(11, 11, pod("2"))
+		node.delta()
+		world(12, 12, nil)
+		refused := push.Laggard{Node: "node-1", Held: 10, Refused: 11, Reason: "no", Through: 12}
+		node.refuse(11, 10, "no")
+		expect("nothing of 12 concerns the node", refused)
+		world(13, 12, nil)
+		expect("13 lacks what is derived from it", refused)
+		world(15, 15, nil)
+		refused.Through = 15
+		expect("15 is settled", refused)
+		world(16, 16, pod("3"))
+		expect("16 may mend it", refused)
+		node.delta()
+		world(17, 17, pod("4"))
+		node.refuse(16, 10, "no")
+		refused.Refused, refused.Through = 16, 16
+		expect("17 was not sent when 16 was refused", refused)
+		if d := node.delta(); d.GetVersion() != 17 {
+			t.Fatalf("got %v", d)
+		}
+		node.apply(17)
+		pass(time.Second)
+		if w, _ := store.state(); w.Revision != 17 || len(w.Laggards) != 0 {
 			t.Errorf("watermark %+v", w)
 		}
 	})
@@ -241,6 +303,34 @@ func TestWriterPace(t *testing.T) {
 		if w, more := store.state(); w.Revision != 200 || more != n+1 {
 			t.Fatalf("%+v after %d writes", w, more)
 		}
+	})
+}
+
+// TestWriterWaitsForItsElection: a replica that does not lead has nothing to warn of, one that cannot write has, once.
+func TestWriterWaitsForItsElection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		hub := push.NewHub(nodestate.SourceCluster, push.Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		store := &memory{}
+		warnings := func(want int) {
+			t.Helper()
+			pass(time.Minute)
+			if n := strings.Count(log.String(), "level=WARN"); n != want {
+				t.Errorf("%d warnings, want %d:\n%s", n, want, log.String())
+			}
+		}
+		publish(t, hub, nodestate.SourceCluster, 10, nodestate.Delta{})
+		store.set(errs.WrapAs(errs.Unavailable, push.ErrNotLeading, "watermark"))
+		write(t, hub, store)
+		warnings(0)
+		store.set(nil)
+		pass(time.Minute)
+		if w, _ := store.state(); w.Revision != 10 {
+			t.Errorf("elected, it wrote %+v", w)
+		}
+		store.set(errs.New(errs.Unavailable, "etcd does not answer"))
+		publish(t, hub, nodestate.SourceCluster, 11, nodestate.Delta{})
+		warnings(1)
 	})
 }
 

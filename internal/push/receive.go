@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -98,26 +99,58 @@ func (r *receiver) begin(b *pushv1.Begin) error {
 	case r.accepting, status.Held == nodestate.Version{}:
 	case status.Frozen:
 		r.snapshot.discard = true
+		s.takeAccepted(offered, b.GetAncestry())
 	case backwards && !r.first:
 		// Only the answer to a Hello speaks for the service's present World.
 		return errs.New(errs.Conflict, "push: snapshot of version %d in cluster %x after %d in %x", offered.Revision, offered.ClusterID,
 			status.Held.Revision, status.Held.ClusterID)
 	case backwards:
-		s.freeze(offered)
+		s.freeze(offered, b.GetAncestry())
 		r.snapshot.discard = true
 	}
 	return nil
 }
 
-// freeze holds what is held, come what may, until Accept.
-func (s *Subscriber) freeze(offered nodestate.Version) {
+// freeze holds what is held, come what may, until Accept; which the node may have been told already.
+func (s *Subscriber) freeze(offered nodestate.Version, ancestry []uint64) {
 	held := s.Status().Held
+	offered.History = beginning(held.History, ancestry)
 	s.set(func(st *SubscriberStatus) { st.Frozen, st.Offered = true, offered })
+	if s.takeAccepted(offered, ancestry) {
+		return
+	}
 	s.log.Error("the service offers a state that went backwards or is another store's; holding the last good state until `podwire accept`",
 		"held_cluster", held.ClusterID, "held", held.Revision, "offered_cluster", offered.ClusterID, "offered", offered.Revision)
 	if s.cfg.Journal != nil {
 		s.journaled(s.cfg.Journal.freeze(offered))
 	}
+}
+
+// beginning is the mark by which a history is known that does not have what is held: its first mark of its own, which is the one
+// after the mark that is held, since neither history marked anything between that and the point where they part. Where the
+// history does not know that mark, it is the newest; 0 where there is none.
+func beginning(held uint64, ancestry []uint64) uint64 {
+	n := slices.Index(ancestry, held)
+	switch {
+	case n < 0 && len(ancestry) > 0:
+		return ancestry[len(ancestry)-1]
+	case n >= 0 && n+1 < len(ancestry):
+		return ancestry[n+1]
+	}
+	return 0
+}
+
+// takeAccepted accepts a store that the node was told to take when another of its slices was frozen.
+func (s *Subscriber) takeAccepted(offered nodestate.Version, ancestry []uint64) bool {
+	held := s.Status().Held
+	by, ok := s.cfg.Accepted.covers(s.cfg.Source, held, offered.ClusterID, ancestry)
+	if !ok || !s.Accept() {
+		return false
+	}
+	s.log.Warn("audit: a store that went backwards is taken, as it was accepted before this slice knew of it",
+		"identity", by.Identity, "accepted", by.At.UTC().Format(time.RFC3339), "node", s.cfg.Node, "service", string(s.cfg.Source),
+		"held", held.String(), "offered", offered.String())
+	return true
 }
 
 // journaled notes a journal that does not work. The kernel gets its update all the same: a full disk must not stop the
@@ -177,7 +210,7 @@ func (r *receiver) delta(ctx context.Context, m *pushv1.Delta) error {
 	if err != nil {
 		return r.mistrust(err)
 	}
-	version := nodestate.Version{ClusterID: m.GetClusterId(), Revision: m.GetVersion()}
+	version := nodestate.Version{ClusterID: m.GetClusterId(), Revision: m.GetVersion(), History: m.GetHistory()}
 	return r.deliver(ctx, Update{Version: version, Delta: d, Changes: changesFromProto(m.GetChanges())}, func() { s.slice.Apply(back) })
 }
 

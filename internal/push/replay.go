@@ -78,7 +78,7 @@ func (p *replay) take(kind byte, body []byte) error {
 			return err
 		}
 		if kind == recordFrozen {
-			p.frozen = nodestate.Version{ClusterID: m.GetBegin().GetClusterId(), Revision: m.GetBegin().GetVersion()}
+			p.frozen = versionOf(m.GetBegin())
 			return nil
 		}
 		return p.response(&m)
@@ -130,7 +130,7 @@ func (p *replay) delta(m *pushv1.Delta) error {
 	}
 	p.undoable, p.back, p.prev, p.prevFrozen = true, back, p.version, p.frozen
 	p.deltas, p.frozen = true, nodestate.Version{} // only an accepted state follows a frozen one
-	p.version = nodestate.Version{ClusterID: m.GetClusterId(), Revision: m.GetVersion()}
+	p.version = nodestate.Version{ClusterID: m.GetClusterId(), Revision: m.GetVersion(), History: m.GetHistory()}
 	return nil
 }
 

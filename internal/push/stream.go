@@ -55,7 +55,7 @@ type refusal struct {
 	reason  string
 	count   int
 	at      time.Time
-	since   int64 // of the track then
+	since   int64 // of the track when the message was made
 }
 
 // ready says that the subscriber takes the next change at once.
@@ -306,7 +306,7 @@ func (h *Hub) next(s *subscriber, now time.Time) todo {
 	if wait := h.pause(s, now); wait > 0 {
 		return todo{wait: wait}
 	}
-	s.inflight = s.track.message(h.world.ClusterID, key)
+	s.inflight = s.track.message(h.world.ClusterID, h.history, key)
 	return todo{message: s.inflight}
 }
 
@@ -333,7 +333,7 @@ func (h *Hub) judge(s *subscriber, now time.Time) time.Duration {
 	case known && past.agree(h.source, hello.GetDigests()):
 		s.verified, s.holds, s.content = true, v, v
 	default:
-		s.outside, s.claim = v <= h.undone, v
+		s.outside, s.claim = v <= h.undone || !h.history.Has(v, hello.GetHistory()), v
 	}
 	s.hello = nil
 	if s.outside {
@@ -410,7 +410,7 @@ func (h *Hub) acknowledge(s *subscriber, ack *pushv1.Ack) error {
 		}
 		s.refused = refusal{
 			version: ack.GetVersion(), reason: outcome.Refused.GetReason(), count: s.refused.count + 1,
-			at: time.Now(), since: s.track.since,
+			at: time.Now(), since: m.since,
 		}
 		h.wakeWriter()
 	default:

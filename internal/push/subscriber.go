@@ -69,6 +69,8 @@ type SubscriberConfig struct {
 	// Journal keeps the last good state; nil keeps none, and the subscriber then begins with nothing. The subscriber is
 	// its only user from then on, and closes it at the end of Run.
 	Journal *Journal
+	// Accepted is what the node was told to take; nil where nothing is remembered.
+	Accepted *Accepted
 	// Log gets freezes, refusals and lost streams; nil is silent.
 	Log *slog.Logger
 }
@@ -251,7 +253,7 @@ func (s *Subscriber) hello(accepting bool) *pushv1.Hello {
 	if accepting || held == (nodestate.Version{}) {
 		return hello
 	}
-	hello.ClusterId, hello.Version = held.ClusterID, held.Revision
+	hello.ClusterId, hello.Version, hello.History = held.ClusterID, held.Revision, held.History
 	if !s.mistrust {
 		hello.Digests = digestsOf(s.cfg.Source, s.slice).proto(s.cfg.Source)
 	}

@@ -124,12 +124,14 @@ func (t *track) held(content, world int64) int64 {
 // reaches says whether the steps lead from the content of a version to the present one.
 func (t *track) reaches(content int64) bool { return content >= t.base }
 
-// message is the way from what a subscriber holds to the present version; shared by all that need the same.
-func (t *track) message(cluster uint64, key messageKey) *message {
+// message is the way from what a subscriber holds to the present version, whose cluster and marks are the World's; shared by
+// all that need the same.
+func (t *track) message(cluster uint64, history nodestate.History, key messageKey) *message {
 	if m, ok := t.messages[key]; ok {
 		return m
 	}
-	m := &message{version: nodestate.Version{ClusterID: cluster, Revision: key.target}, snapshot: key.snapshot}
+	version := nodestate.Version{ClusterID: cluster, Revision: key.target, History: history.At(key.target)}
+	m := &message{version: version, snapshot: key.snapshot, since: t.since}
 	var steps []step
 	for i, s := range t.steps {
 		if s.version > key.content {
@@ -139,9 +141,9 @@ func (t *track) message(cluster uint64, key messageKey) *message {
 	}
 	source, ds := t.source, t.now
 	if key.snapshot {
-		rows := rowsOf(t.source, t.slice)
+		rows, ancestry := rowsOf(t.source, t.slice), history.IDs()
 		m.build = func(emit func(*pushv1.SubscribeResponse) error) error {
-			return snapshot(source, m.version, rows, ds, changesToProto(changesOf(steps)), emit)
+			return snapshot(source, m.version, ancestry, rows, ds, changesToProto(changesOf(steps)), emit)
 		}
 	} else {
 		m.build = func(emit func(*pushv1.SubscribeResponse) error) error {
@@ -166,7 +168,7 @@ func changesOf(steps []step) []Change {
 // coalesce makes one DELTA of steps: of each row, what the last step that names it says.
 func coalesce(source nodestate.Source, v nodestate.Version, base int64, steps []step, ds digests) *pushv1.Delta {
 	d := &pushv1.Delta{
-		ClusterId: v.ClusterID, Base: base, Version: v.Revision,
+		ClusterId: v.ClusterID, Base: base, Version: v.Revision, History: v.History,
 		Digests: ds.proto(source), Changes: changesToProto(changesOf(steps)),
 	}
 	last := map[nodestate.Ref]*pushv1.Row{} // nil: removed

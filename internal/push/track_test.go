@@ -22,21 +22,21 @@ func TestOneMessageForAll(t *testing.T) {
 	tr := newTrack(nodestate.SourceCluster, "", 10, 100)
 	tr.advance(10, 11, encoded(t, nodestate.Delta{Upserts: []nodestate.Row{workload("a", "1")}}), nil)
 	key := messageKey{holds: 10, target: 11, content: 10}
-	first := tr.message(1, key)
-	if tr.message(1, key) != first {
+	first := tr.message(1, nil, key)
+	if tr.message(1, nil, key) != first {
 		t.Error("the second subscriber gets a message of its own")
 	}
-	if tr.message(1, messageKey{holds: 9, target: 11, content: 10}) == first {
+	if tr.message(1, nil, messageKey{holds: 9, target: 11, content: 10}) == first {
 		t.Error("a subscriber at another version gets the same message")
 	}
 	for i := range 10 * maxMessages {
-		tr.message(1, messageKey{holds: int64(100 + i)})
+		tr.message(1, nil, messageKey{holds: int64(100 + i)})
 	}
 	if len(tr.messages) > maxMessages {
 		t.Errorf("%d messages are remembered", len(tr.messages))
 	}
 	tr.advance(11, 12, encoded(t, nodestate.Delta{Upserts: []nodestate.Row{workload("b", "1")}}), nil)
-	if tr.message(1, key) == first {
+	if tr.message(1, nil, key) == first {
 		t.Error("an old message for a new version")
 	}
 }

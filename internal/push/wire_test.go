@@ -34,7 +34,8 @@ func fullRows() []nodestate.Row {
 			LoadBalancerAddresses: addrs, ExternalAddresses: addrs, SourceMode: nodestate.SourceSome, SourceRanges: prefixes,
 			AffinitySeconds: 10800, InternalPolicy: nodestate.LocalityLocal, ExternalPolicy: nodestate.LocalityCluster,
 		},
-		nodestate.Endpoint{ServiceKey: key, Address: v6, Backend: 8080, Node: "node-1", Zone: "z", State: nodestate.EndpointTerminating},
+		nodestate.Endpoint{ServiceKey: key, Address: v6, Backend: 8080, Node: "node-1", Zone: "z", State: nodestate.EndpointTerminating,
+			HintZones: []string{"y", "z"}, HintNodes: []string{"node-1"}},
 		nodestate.Announcement{Address: v4, Node: "node-1", Epoch: -1},
 		nodestate.Subject{PodUID: "u", Ingress: side, Egress: side},
 		nodestate.Peer{Address: v4, Class: class},
@@ -228,7 +229,7 @@ func TestChunks(t *testing.T) {
 	a := &assembler{source: nodestate.SourceCluster}
 	chunks := 0
 	v := nodestate.Version{ClusterID: 1, Revision: 5}
-	err := snapshot(nodestate.SourceCluster, v, rowsOf(nodestate.SourceCluster, s), digestsOf(nodestate.SourceCluster, s), nil,
+	err := snapshot(nodestate.SourceCluster, v, nil, rowsOf(nodestate.SourceCluster, s), digestsOf(nodestate.SourceCluster, s), nil,
 		func(m *pushv1.SubscribeResponse) error {
 			if c := m.GetChunk(); c != nil {
 				chunks++
@@ -339,7 +340,7 @@ func FuzzMessages(f *testing.F) {
 		seed, err = record(seed, recordResponse, m)
 		return err
 	}
-	if err := snapshot(nodestate.SourceCluster, v, rowsOf(nodestate.SourceCluster, s), digestsOf(nodestate.SourceCluster, s), nil, add); err != nil {
+	if err := snapshot(nodestate.SourceCluster, v, nil, rowsOf(nodestate.SourceCluster, s), digestsOf(nodestate.SourceCluster, s), nil, add); err != nil {
 		f.Fatal(err)
 	}
 	if err := add(deltaOf(&pushv1.Delta{ClusterId: 1, Base: 2, Version: 3, Digests: digestsOf(nodestate.SourceCluster, s).proto(nodestate.SourceCluster)})); err != nil {

@@ -16,7 +16,9 @@ import (
 	_ "google.golang.org/grpc/health" // registers the client side of health checking
 	"google.golang.org/grpc/keepalive"
 
+	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/pki"
 	"podwire.dev/internal/telemetry"
 )
 
@@ -109,6 +111,21 @@ func Dial(target string, server Identity, creds *Credentials, opts ...DialOption
 	}
 	conn, err := grpc.NewClient(target, dial...)
 	return conn, errs.WrapAs(errs.Invalid, err, "rpc: target %q of %s", target, server)
+}
+
+// DialPeer is Dial to a service that the configuration names, for as long as the daemon runs: the connection is closed in
+// the last stage of its stop. Errors: Invalid where the configuration does not name it; and Dial's.
+func DialPeer(d *daemon.Daemon, cfg *daemon.Common, creds *Credentials, service string) (*grpc.ClientConn, error) {
+	target, err := cfg.Peer(service)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := Dial(target, pki.Service(service), creds, WithTelemetry(d.Telemetry()))
+	if err != nil {
+		return nil, err
+	}
+	d.OnStop(daemon.StageStore, "connection to "+service, func(context.Context) error { return conn.Close() })
+	return conn, nil
 }
 
 func isUnix(target string) bool { return strings.HasPrefix(target, "unix:") }

@@ -15,6 +15,7 @@ import (
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/pki"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/rpc/rpctest"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
 	tracev1 "podwire.dev/proto/podwire/trace/v1"
 )
@@ -27,14 +28,7 @@ type realm struct {
 
 func newRealm(t *testing.T) *realm {
 	t.Helper()
-	dir := t.TempDir()
-	if _, err := pki.Init(dir, pki.Plan{Services: []string{"ipam"}, Nodes: []string{"node-1"}}); err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.LoadAuthority(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir, ca := rpctest.Authority(t, pki.Plan{Services: []string{"ipam"}, Nodes: []string{"node-1"}})
 	return &realm{dir, ca}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/store/kv"
 )
 
@@ -21,6 +22,8 @@ type Progress struct {
 	// not answer an idle Progress with a write of its own: that write would be the next one. Otherwise Revision wrote
 	// objects of kinds that this Store does not know.
 	Idle bool
+	// History are the marks of the store, where Revision added one; else nil.
+	History nodestate.History
 }
 
 // Backwards says that the store is not the one that was followed, or that its history was undone: it was restored from
@@ -42,10 +45,23 @@ type FollowOptions struct {
 	// Held is the newest state that the consumer knows from elsewhere; a store behind it is Backwards. The zero State
 	// trusts whatever store answers first.
 	Held State
+	// Marks says whether the Follower adds a mark to the store's history before its first snapshot. It does so whenever it
+	// went on with a store that had gone backwards.
+	Marks MarkPolicy
 	// Buffer is how many updates wait for a slow consumer; 0 is 256. What does not fit waits in etcd, and a consumer
 	// that is slower than etcd's compaction gets a new Snapshot.
 	Buffer int
 }
+
+// MarkPolicy says when a Follower marks the history of the store; see Store.MarkHistory.
+type MarkPolicy uint8
+
+const (
+	// MarkBackwards marks a store that went backwards, when it is accepted.
+	MarkBackwards MarkPolicy = iota
+	// MarkBegin also marks the store before the first snapshot: for those whose snapshots are planned from and published.
+	MarkBegin
+)
 
 // Follower delivers the World: a Snapshot, then a Batch for each revision that changed it, in order. After etcd
 // compacted what was not read yet, a new Snapshot follows, which replaces the World. Each time it connects it compares
@@ -57,6 +73,8 @@ type Follower struct {
 
 	seen    State    // newest state that any answer showed
 	held    Revision // newest revision delivered; 0 asks for a snapshot
+	history nodestate.History
+	marks   bool // a mark is due before the next snapshot
 	started bool
 
 	mu      sync.Mutex
@@ -72,7 +90,7 @@ func (s *Store) Follower(opts FollowOptions) *Follower {
 		buffer = 256
 	}
 	return &Follower{
-		store: s, seen: opts.Held,
+		store: s, seen: opts.Held, marks: opts.Marks == MarkBegin,
 		updates: make(chan Update, buffer), accept: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 }
@@ -132,8 +150,20 @@ func (f *Follower) connect(ctx context.Context) error {
 	if reason := backwards(f.seen, offered); reason != "" {
 		return f.freeze(ctx, offered, reason)
 	}
+	if f.held > 0 {
+		now, err := f.store.History(ctx, 0)
+		if err != nil {
+			return err
+		}
+		if at := int64(f.held); !now.Has(at, f.history.At(at)) {
+			return f.freeze(ctx, offered, fmt.Sprintf("the mark of its history at revision %d was %x and is %x", at, f.history.At(at), now.At(at)))
+		}
+	}
 	f.seen = newest(f.seen, offered)
 	if f.held == 0 {
+		if err := f.mark(ctx); err != nil {
+			return err
+		}
 		snap, err := f.store.Snapshot(ctx)
 		if err != nil {
 			return err
@@ -141,12 +171,24 @@ func (f *Follower) connect(ctx context.Context) error {
 		if reason := backwards(f.seen, snap.State); reason != "" {
 			return f.freeze(ctx, snap.State, reason)
 		}
-		f.seen = newest(f.seen, snap.State)
+		f.seen, f.history = newest(f.seen, snap.State), snap.History
 		if err := f.send(ctx, &snap, snap.Revision); err != nil {
 			return err
 		}
 	}
 	return f.watch(ctx)
+}
+
+// mark adds the mark that is due.
+func (f *Follower) mark(ctx context.Context) error {
+	if !f.marks {
+		return nil
+	}
+	if err := f.store.MarkHistory(ctx); err != nil {
+		return err
+	}
+	f.marks = false
+	return nil
 }
 
 // watch delivers batches until the watch ends.
@@ -204,8 +246,11 @@ func (f *Follower) deliver(ctx context.Context, b *Batch) error {
 	if b.Revision <= f.held {
 		return nil
 	}
+	if b.History != nil {
+		f.history = b.History
+	}
 	if len(b.Events) == 0 {
-		return f.send(ctx, &Progress{Revision: b.Revision, Idle: b.idle}, b.Revision)
+		return f.send(ctx, &Progress{Revision: b.Revision, Idle: b.idle, History: b.History}, b.Revision)
 	}
 	return f.send(ctx, b, b.Revision)
 }
@@ -241,7 +286,7 @@ func (f *Follower) freeze(ctx context.Context, offered State, reason string) err
 	}
 	select {
 	case <-f.accept:
-		f.seen, f.held = State{}, 0
+		f.seen, f.held, f.history, f.marks = State{}, 0, nil, true
 		f.store.seen.Store(0)
 		return nil
 	case <-ctx.Done():

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/store/kv"
 	storev1 "podwire.dev/proto/podwire/store/v1"
 )
@@ -164,6 +165,8 @@ type Snapshot struct {
 	State
 	// Records are in the order of kind, namespace and name, Secrets after all others.
 	Records []Record
+	// History are the marks of the store.
+	History nodestate.History
 }
 
 // Snapshot reads the whole World at the newest revision, page by page. ErrCompacted means that reading took longer than
@@ -171,6 +174,10 @@ type Snapshot struct {
 func (s *Store) Snapshot(ctx context.Context) (Snapshot, error) {
 	var snap Snapshot
 	if err := s.readRange(ctx, &snap, kv.RangeRequest{Key: objectRoot, End: tombstoneRoot, Limit: readPage}); err != nil {
+		return Snapshot{}, err
+	}
+	var err error
+	if snap.History, err = s.History(ctx, snap.Revision); err != nil {
 		return Snapshot{}, err
 	}
 	if s.keys == nil {

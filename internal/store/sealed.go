@@ -162,8 +162,9 @@ func (s *Store) Reseal(ctx context.Context) (int, error) {
 	return done, nil
 }
 
-// Ended says whether the content of a Namespace is to go, and what asked for it.
-type Ended func(namespace string) (Cause, bool)
+// Ended says of an object that was written at a revision whether its Namespace is to lose its content since, and what
+// asked for it.
+type Ended func(namespace string, written Revision) (Cause, bool)
 
 // DeleteUnopened removes the Secrets that do not open, where their Namespace has ended: nobody else can, since nobody
 // sees them. namespace narrows the search to one; empty searches all. Each is deleted as it was read, with a tombstone and
@@ -192,7 +193,7 @@ func (s *Store) DeleteUnopened(ctx context.Context, lead *Leadership, namespace 
 			if !errors.Is(err, ErrSealed) {
 				continue
 			}
-			cause, over := ended(rec.Key.Namespace)
+			cause, over := ended(rec.Key.Namespace, rec.Revision)
 			if !over {
 				continue
 			}

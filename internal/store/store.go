@@ -8,6 +8,7 @@
 //
 //	/podwire/o/<kind>/<namespace or ->/<name>             objects; one watch on /podwire/o/ sees a true World
 //	/podwire/o/~deleted/<kind>/<namespace or ->/<name>    tombstones, leased, joined to their deletion by the watch
+//	/podwire/o/~history                                   marks, one for each that began to follow: see MarkHistory
 //	/podwire/o/~sealed                                    put with every write of a Secret: its revision, for everybody
 //	/podwire/s/secrets/<namespace>/<name>                 Secrets, sealed; the watch of a Store with keys spans both roots
 //	/podwire/x/replicas/<service>/<replica>               who serves, and where; leased

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/store/kv"
 	storev1 "podwire.dev/proto/podwire/store/v1"
 )
@@ -67,6 +68,8 @@ type Batch struct {
 	Revision Revision
 	// Events are in the order of etcd; empty in a Batch that only says that everything up to Revision was delivered.
 	Events []Event
+	// History are the marks of the store, where this revision added one; else nil.
+	History nodestate.History
 	// idle says that etcd only told how far it is: nothing below the watched root was written at Revision.
 	idle bool
 }
@@ -164,6 +167,15 @@ func (s *Store) batches(resp kv.WatchResponse) ([]Batch, error) {
 			continue
 		}
 		if ev.KV.Key == objectRoot+sealedMark {
+			continue
+		}
+		if ev.KV.Key == historyKey {
+			if ev.Action == kv.Put {
+				var err error
+				if out[len(out)-1].History, err = historyOf(ev.KV); err != nil {
+					return nil, err
+				}
+			}
 			continue
 		}
 		event, known, err := s.event(ev)

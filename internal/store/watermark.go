@@ -33,6 +33,9 @@ type Laggard struct {
 	// Refused is the revision that it refused, 0 for none, and Reason why.
 	Refused Revision
 	Reason  string
+	// Through is the newest revision up to which the refusal speaks: 0 where nothing was refused, and below what is on its way
+	// to the subscriber, which may mend it.
+	Through Revision
 }
 
 // RaiseWatermark writes a service's watermark, which never goes back: a lower revision than the one held writes nothing.
@@ -187,6 +190,7 @@ func encodeWatermark(w Watermark) *storev1.Watermark {
 	for _, l := range w.Laggards {
 		msg.Laggards = append(msg.Laggards, &storev1.Laggard{
 			Node: l.Node, Revision: int64(l.Revision), RefusedRevision: int64(l.Refused), Reason: l.Reason,
+			RefusedThrough: int64(l.Through),
 		})
 	}
 	return msg
@@ -207,6 +211,7 @@ func decodeWatermark(pair kv.KeyValue) (Watermark, error) {
 		w.Laggards = append(w.Laggards, Laggard{
 			Node: l.GetNode(), Revision: Revision(l.GetRevision()),
 			Refused: Revision(l.GetRefusedRevision()), Reason: l.GetReason(),
+			Through: Revision(l.GetRefusedThrough()),
 		})
 	}
 	return w, nil

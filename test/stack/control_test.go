@@ -7,8 +7,8 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -20,6 +20,8 @@ import (
 	"podwire.dev/internal/feed"
 	"podwire.dev/internal/pki"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/rpc/rpctest"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
 	"podwire.dev/internal/store/storefake"
 	"podwire.dev/internal/telemetry"
@@ -70,19 +72,14 @@ func newControl(t *testing.T) *control {
 		maps.Copy(kinds, k)
 	}
 	c := &control{
-		t: t, ctx: ctx, dir: t.TempDir(), fake: storefake.New(kinds), log: slog.New(slog.DiscardHandler),
+		t: t, ctx: ctx, fake: storefake.New(kinds), log: slog.New(slog.DiscardHandler),
 		targets: map[string]string{}, stops: map[string]func(){}, user: map[string]*grpc.ClientConn{},
 	}
-	if _, err := pki.Init(c.dir, pki.Plan{}); err != nil {
-		t.Fatal(err)
-	}
-	var err error
-	if c.authority, err = pki.LoadAuthority(c.dir); err != nil {
-		t.Fatal(err)
-	}
+	c.dir, c.authority = rpctest.Authority(t, pki.Plan{})
 	admin := c.identity(pki.User("root"))
-	for _, name := range names {
-		c.targets[name] = freePort(t)
+	own := ownAddress(t)
+	for i, name := range names {
+		c.targets[name] = netip.AddrPortFrom(own, uint16(7441+i)).String()
 	}
 	for _, name := range names {
 		c.start(name)
@@ -115,37 +112,22 @@ func (c *control) founded() {
 	}
 }
 
-// freePort is an address of loopback that nobody listens at.
-func freePort(t *testing.T) string {
+// ownAddress is an address of loopback that is this test's until it ends: a port of 127.0.0.1 that nobody else can have, held open,
+// tells it from all others. A port that was free a moment ago may be any connection's by the time that somebody listens.
+func ownAddress(t *testing.T) netip.Addr {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { _ = l.Close() })
+	port := netip.MustParseAddrPort(l.Addr().String()).Port()
+	return netip.AddrFrom4([4]byte{127, 77, byte(port >> 8), byte(port)})
 }
 
-// identity makes a certificate and reads it.
 func (c *control) identity(id pki.Identity) *rpc.Credentials {
 	c.t.Helper()
-	dir := filepath.Join(c.dir, string(id.Kind)+"-"+id.Name)
-	csr, key, err := pki.NewRequest()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	cert, err := c.authority.SignStandard(csr, id)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := pki.WriteIdentity(dir, c.authority.CAPEM(), cert, key); err != nil {
-		c.t.Fatal(err)
-	}
-	creds, err := rpc.LoadCredentials(dir, c.log)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return creds
+	return rpctest.Credentials(c.t, c.authority, id)
 }
 
 // start runs a service until the test ends or its stop is called.
@@ -186,17 +168,19 @@ func (c *control) run(name, listen string, creds *rpc.Credentials, serve func(*d
 }
 
 func (c *control) serve(d *daemon.Daemon, name string, server *rpc.Server, creds *rpc.Credentials) error {
-	replica := feed.ReplicaOf(name, c.targets[name])
+	open := func(kinds store.Kinds) *service.Replica {
+		return &service.Replica{Daemon: d, Creds: creds, Store: c.fake.Another(kinds), Server: server, Self: feed.ReplicaOf(name, c.targets[name])}
+	}
 	switch name {
 	case cluster.Name:
 		cfg := cluster.Config{CADir: c.dir}
 		cfg.SetDefaults()
-		cluster.Serve(d, c.fake.Another(cluster.Kinds()), server, replica, cfg, c.authority)
+		cluster.Serve(open(cluster.Kinds()), cfg, c.authority)
 		return nil
 	case ipam.Name:
 		cfg := ipam.Config{LoadBalancers: []string{"192.0.2.100-192.0.2.199"}}
 		cfg.SetDefaults()
-		return ipam.Serve(d, c.fake.Another(ipam.Kinds()), server, replica, cfg)
+		return ipam.Serve(open(ipam.Kinds()), cfg)
 	case svcproxy.Name:
 		conn, err := rpc.Dial(c.targets[ipam.Name], pki.Service(ipam.Name), creds)
 		if err != nil {
@@ -205,9 +189,9 @@ func (c *control) serve(d *daemon.Daemon, name string, server *rpc.Server, creds
 		d.OnStop(daemon.StageStore, "ipam", func(context.Context) error { return conn.Close() })
 		cfg := svcproxy.Config{}
 		cfg.SetDefaults()
-		return svcproxy.Serve(d, c.fake.Another(svcproxy.Kinds()), server, replica, ipamv1.NewAllocationServiceClient(conn), cfg)
+		return svcproxy.Serve(open(svcproxy.Kinds()), ipamv1.NewAllocationServiceClient(conn), cfg)
 	case policy.Name:
-		policy.Serve(d, c.fake.Another(policy.Kinds()), server, replica)
+		policy.Serve(open(policy.Kinds()))
 		return nil
 	}
 	return fmt.Errorf("there is no service %s", name)

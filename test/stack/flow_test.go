@@ -85,15 +85,6 @@ func (c *control) refused(revision int64) error {
 	return err
 }
 
-// taken is wait after a refusal, which a wait is told of until the node has taken something newer.
-func (c *control) taken(revision int64) {
-	c.t.Helper()
-	c.until(fmt.Sprintf("revision %d is taken", revision), func() bool {
-		_, err := c.follow(revision, nil, nothing)
-		return err == nil
-	})
-}
-
 // behind waits until a node, and no other, is named as a laggard of a service, without having refused anything.
 func (c *control) behind(revision int64, service, node string) {
 	c.t.Helper()
@@ -297,7 +288,7 @@ func TestRefusal(t *testing.T) {
 		t.Errorf("the status of node-3 does not tell: %v", st.GetSlices())
 	}
 	nodes[2].host.Refuse("")
-	c.taken(c.apply(webOn(83)))
+	c.wait(c.apply(webOn(83)))
 	c.serves(nodes, 83, a)
 }
 

@@ -46,7 +46,7 @@ func (c *control) newNode(name, underlay string) *node {
 		host: nodeagent.NewFake(name, netip.MustParseAddr(underlay)),
 	}
 	n.config.SetDefaults()
-	n.config.Common = daemon.Common{Listen: freePort(c.t), Peers: maps.Clone(c.targets)}
+	n.config.Common = daemon.Common{Listen: netip.AddrPortFrom(ownAddress(c.t), 7443).String(), Peers: maps.Clone(c.targets)}
 	n.config.Node, n.config.Underlay = name, []string{underlay}
 	n.config.State = filepath.Join(c.dir, "state-"+name)
 	n.config.ClusterDNS = []string{"10.96.0.10", "fd00:10:96::a"}

@@ -19,6 +19,8 @@ type Agent struct {
 	Node   string
 	Dir    string
 	Conn   grpc.ClientConnInterface
+	// Accepted is what the agent's node was told to take; nil where it remembers nothing.
+	Accepted *push.Accepted
 	// Judge decides over an update before it is in the kernel: a reason refuses it. It may block, until ctx is done. Nil
 	// applies all.
 	Judge func(ctx context.Context, u push.Update) (reason string)
@@ -40,7 +42,7 @@ type Agent struct {
 // Start begins with what the journal holds, which it puts in the kernel. It ends with the test, or by Kill.
 func (a *Agent) Start(t testing.TB) {
 	a.t = t
-	cfg := push.SubscriberConfig{Source: a.Source, Node: a.Node, Conn: a.Conn}
+	cfg := push.SubscriberConfig{Source: a.Source, Node: a.Node, Conn: a.Conn, Accepted: a.Accepted}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.changed == nil {

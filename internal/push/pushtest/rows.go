@@ -37,7 +37,7 @@ func RowOf(r *rand.Rand, table nodestate.Table) nodestate.Row {
 	case nodestate.TableEndpoints:
 		return nodestate.Endpoint{
 			ServiceKey: key(r), Address: addr(r), Backend: uint16(1 + r.IntN(3)), Node: word(r), Zone: word(r),
-			State: nodestate.EndpointState(1 + r.IntN(2)),
+			State: nodestate.EndpointState(1 + r.IntN(2)), HintZones: []string{"a", "b"}[:r.IntN(3)], HintNodes: []string{"c"}[:r.IntN(2)],
 		}
 	case nodestate.TableAnnouncements:
 		return nodestate.Announcement{Address: addr(r), Node: word(r), Epoch: int64(r.IntN(5))}

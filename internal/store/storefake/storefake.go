@@ -98,17 +98,17 @@ func (f *Fake) ResetTerm() {
 	})
 }
 
-// LoseAnswers executes the next n transactions and answers each as if the connection had broken.
+// LoseAnswers executes the next n transactions that write objects and answers each as if the connection had broken.
 func (f *Fake) LoseAnswers(n int) {
 	f.engine.change(func() { f.engine.loseAnswers = n })
 }
 
-// LoseRequests answers the next n transactions as if the connection had broken, and executes none of them.
+// LoseRequests answers the next n transactions that would write objects as if the connection had broken, and executes none of them.
 func (f *Fake) LoseRequests(n int) {
 	f.engine.change(func() { f.engine.loseRequests = n })
 }
 
-// BeforeTxn runs fn before the next transaction is executed, once: the moment for another writer to win a race.
+// BeforeTxn runs fn before the next transaction that writes objects is executed, once: the moment for another writer to win a race.
 func (f *Fake) BeforeTxn(fn func()) {
 	f.engine.change(func() { f.engine.before = fn })
 }

@@ -289,7 +289,9 @@ func testDeleteUnopened(t *testing.T, b *bench) {
 	noise := b.raw(t, "/podwire/o/~sealed")
 	b.put(t, "/podwire/s/secrets/ended/noise", noise)
 	cause := store.Cause{Revision: 42, Traceparent: "00-11111111111111111111111111111111-2222222222222222-01"}
-	ended := func(ns string) (store.Cause, bool) { return cause, ns == "ended" }
+	ended := func(ns string, written store.Revision) (store.Cause, bool) {
+		return cause, ns == "ended" && written > 0
+	}
 	leading := b.session(t)
 	lead, err := leading.Campaign(b.ctx, "ingress", "one", "x")
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"podwire.dev/internal/daemon"
@@ -20,12 +19,11 @@ import (
 	"podwire.dev/internal/pki"
 	"podwire.dev/internal/push"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/telemetry"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	pushv1 "podwire.dev/proto/podwire/push/v1"
-	tracev1 "podwire.dev/proto/podwire/trace/v1"
 	"podwire.dev/services/cluster/internal/admission"
 	"podwire.dev/services/cluster/internal/api"
 	"podwire.dev/services/cluster/internal/enrolment"
@@ -101,111 +99,80 @@ func Main(args []string) int {
 }
 
 func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
-	creds, err := rpc.LoadCredentials(cfg.Identity, d.Log())
-	if err != nil {
-		return err
-	}
 	authority, err := pki.LoadAuthority(cfg.CADir)
 	if err != nil {
 		return err
 	}
-	st, err := feed.OpenStore(d.Log(), cfg.Etcd.Endpoints, creds.ClientTLS(pki.Service("etcd")), Kinds())
+	r, err := service.Open(d, cfg.Common, Kinds())
 	if err != nil {
 		return err
 	}
-	server, err := rpc.NewServer(rpc.OptionsFor(d, cfg.Common, creds))
-	if err != nil {
-		return err
-	}
-	Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()), cfg, authority)
+	Serve(r, cfg, authority)
 	return nil
 }
 
-// Serve runs the service on a store and a server that are there already, signing with authority. It starts the server.
-func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.Replica, cfg Config, authority *pki.Authority) {
-	hub := push.NewHub(nodestate.SourceCluster, push.Options{Authorize: rpc.RequireNode, Log: d.Log()})
-	plan := planner.New(time.Now)
-	host := &gate{Daemon: d}
-	host.steps.Store(gateSteps)
-	running := feed.Start(host, feed.Parts{Store: st, Replica: replica, Planner: plan, Hub: hub})
+// steps are what has to be done before anybody finds the service SERVING: the first plan, the Namespaces that every cluster
+// has, and the required services.
+const steps = 3
 
-	tracker := receipts.NewTracker(st, cfg.Required)
-	d.Go("watermarks", tracker.Run)
-	d.Go("required", func(ctx context.Context) error { return host.step(ctx, setRequired(ctx, d, st, cfg.Required)) })
+// Serve makes a replica that is open serve Namespaces, Nodes and Pods, and sign with authority, and starts it.
+func Serve(r *service.Replica, cfg Config, authority *pki.Authority) {
+	hub := push.NewHub(nodestate.SourceCluster, push.Options{Authorize: rpc.RequireNode, Log: r.Log()})
+	plan := planner.New(time.Now)
+	gate := service.NewGate(r.Daemon, steps)
+	running := feed.Start(gate, feed.Parts{Store: r.Store, Replica: r.Self, Planner: plan, Hub: hub})
+
+	tracker := receipts.NewTracker(r.Store, cfg.Required)
+	r.Go("watermarks", tracker.Run)
+	r.Go("required", func(ctx context.Context) error { return gate.Step(ctx, setRequired(ctx, r, cfg.Required)) })
 
 	monitor := liveness.NewMonitor(liveness.Monitor{
-		Store: st, Asker: running, Nodes: plan, Leader: running.Leader, Log: d.Log(), Now: time.Now,
+		Store: r.Store, Asker: running, Nodes: plan, Leader: running.Leader, Log: r.Log(), Now: time.Now,
 	})
-	d.Go("clock", monitor.Watch)
-	d.Go("liveness", monitor.Run)
+	r.Go("clock", monitor.Watch)
+	r.Go("liveness", monitor.Run)
 
 	keeper := members.NewKeeper(members.Config{
-		Store: st, Asker: running, World: plan, Leader: running.Leader, Log: d.Log(), Now: time.Now,
+		Store: r.Store, Asker: running, World: plan, Leader: running.Leader, Log: r.Log(), Now: time.Now,
 	})
-	d.Go("members' clock", keeper.Watch)
-	d.Go("members", keeper.Run)
+	r.Go("members' clock", keeper.Watch)
+	r.Go("members", keeper.Run)
 
-	ns := api.NewNamespaces(st)
-	d.Go("first namespaces", func(ctx context.Context) error { return host.step(ctx, namespaces.Found(ctx, ns.Found, d.Log())) })
+	ns := api.NewNamespaces(r.Store)
+	r.Go("first namespaces", func(ctx context.Context) error { return gate.Step(ctx, namespaces.Found(ctx, ns.Found, r.Log())) })
 	reaper := &namespaces.Reaper{
-		Store: st, Asker: running, World: plan, Leader: running.Leader, Watermarks: tracker, Log: d.Log(),
+		Store: r.Store, Asker: running, World: plan, Leader: running.Leader, Watermarks: tracker, Log: r.Log(),
 	}
-	d.Go("namespace reaper", reaper.Run)
+	r.Go("namespace reaper", reaper.Run)
 
-	desk := &enrolment.Desk{Store: st, Signer: authority, Initial: cfg.initialTokens, Now: time.Now, Log: d.Log()}
+	desk := &enrolment.Desk{Store: r.Store, Signer: authority, Initial: cfg.initialTokens, Now: time.Now, Log: r.Log()}
 	rules := admission.Rules{ClusterDomain: cfg.ClusterDomain}
-	clusterv1.RegisterNamespaceServiceServer(server, ns)
-	clusterv1.RegisterNodeServiceServer(server, api.NewNodes(st))
-	clusterv1.RegisterPodServiceServer(server, api.NewPods(st, api.NewHoldings(st, running, plan), rules))
-	clusterv1.RegisterLivenessServiceServer(server, api.NewLiveness(replica.Service, monitor, tracker, st))
-	clusterv1.RegisterMemberServiceServer(server, api.NewMembers(replica.Service, keeper, st))
-	clusterv1.RegisterEnrolmentServiceServer(server, api.NewEnrolment(desk))
-	clusterv1.RegisterDirectoryServiceServer(server, api.NewDirectory(st))
-	clusterv1.RegisterReceiptServiceServer(server, api.NewReceipts(st, cfg.Required))
-	pushv1.RegisterPushServiceServer(server, hub)
-	tracev1.RegisterTraceServiceServer(server, telemetry.NewService(d.Telemetry()))
-	server.Start(d)
-}
-
-// gate is a daemon that becomes ready with the last of several steps: whoever finds the service SERVING finds the
-// Namespaces that every cluster has, too.
-type gate struct {
-	*daemon.Daemon
-	steps atomic.Int32
-}
-
-// gateSteps are the first snapshot, the first Namespaces and the required services.
-const gateSteps = 3
-
-// Ready ends one step.
-func (g *gate) Ready() {
-	if g.steps.Add(-1) == 0 {
-		g.Daemon.Ready()
-	}
-}
-
-// step is Ready for a step that may have failed, or was told to end.
-func (g *gate) step(ctx context.Context, err error) error {
-	if err == nil && ctx.Err() == nil {
-		g.Ready()
-	}
-	return err
+	clusterv1.RegisterNamespaceServiceServer(r.Server, ns)
+	clusterv1.RegisterNodeServiceServer(r.Server, api.NewNodes(r.Store))
+	clusterv1.RegisterPodServiceServer(r.Server, api.NewPods(r.Store, api.NewHoldings(r.Store, running, plan), rules))
+	clusterv1.RegisterLivenessServiceServer(r.Server, api.NewLiveness(r.Self.Service, monitor, tracker, r.Store))
+	clusterv1.RegisterMemberServiceServer(r.Server, api.NewMembers(r.Self.Service, keeper, r.Store))
+	clusterv1.RegisterEnrolmentServiceServer(r.Server, api.NewEnrolment(desk))
+	clusterv1.RegisterDirectoryServiceServer(r.Server, api.NewDirectory(r.Store))
+	clusterv1.RegisterReceiptServiceServer(r.Server, api.NewReceipts(r.Store, cfg.Required))
+	pushv1.RegisterPushServiceServer(r.Server, hub)
+	r.Start()
 }
 
 // requiredPause is the pause after a failed attempt to write the required services.
 const requiredPause = 250 * time.Millisecond
 
 // setRequired writes the configured list. It waits for the store.
-func setRequired(ctx context.Context, d *daemon.Daemon, st *store.Store, services []string) error {
+func setRequired(ctx context.Context, r *service.Replica, services []string) error {
 	for {
-		err := st.SetRequired(ctx, services)
+		err := r.Store.SetRequired(ctx, services)
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
 		if !errs.Is(err, errs.Unavailable) {
 			return err
 		}
-		d.Log().Warn("required services are not written yet, trying again", "error", err)
+		r.Log().Warn("required services are not written yet, trying again", "error", err)
 		timer := time.NewTimer(requiredPause)
 		select {
 		case <-ctx.Done():

@@ -1,29 +1,22 @@
 package app
 
 import (
-	"context"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 
+	"podwire.dev/internal/apptest"
 	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/errs"
-	"podwire.dev/internal/feed"
 	"podwire.dev/internal/manifest"
 	"podwire.dev/internal/pki"
-	"podwire.dev/internal/rpc"
-	"podwire.dev/internal/store/storefake"
-	"podwire.dev/internal/telemetry"
+	"podwire.dev/internal/service"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 )
-
-const patience = 30 * time.Second
 
 func load(t *testing.T, text string) (Config, error) {
 	t.Helper()
@@ -63,58 +56,15 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// service is the whole process on a store in memory, reached through its unix socket.
-func service(t *testing.T, caDir string) (context.Context, *grpc.ClientConn, *storefake.Fake) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	fake := storefake.New(Kinds())
-	tele, err := telemetry.Setup(ctx, telemetry.Process{Service: Name, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := pki.LoadAuthority(caDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := daemon.New(daemon.Options{Name: Name, Log: slog.New(slog.DiscardHandler), Telemetry: tele})
-	socket := filepath.Join(t.TempDir(), "c.sock")
-	ended := make(chan error, 1)
-	go func() {
-		ended <- d.Run(ctx, func(context.Context) error {
-			server, err := rpc.NewServer(rpc.ServerOptions{Socket: socket, Fail: d.Fail, Telemetry: tele})
-			if err != nil {
-				return err
-			}
-			cfg := Config{CADir: caDir}
-			cfg.SetDefaults()
-			Serve(d, fake.Store, server, feed.ReplicaOf(Name, "cluster-1:7443"), cfg, authority)
-			return nil
-		})
-	}()
-	conn, err := rpc.Dial("unix://"+socket, pki.Service(Name), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := conn.Close(); err != nil {
-			t.Error(err)
-		}
-		d.Stop()
-		if err := <-ended; err != nil {
-			t.Errorf("the service ended with: %v", err)
-		}
-		cancel()
-	})
-	return ctx, conn, fake
-}
-
 func TestServe(t *testing.T) {
-	dir := t.TempDir()
-	if _, err := pki.Init(dir, pki.Plan{Nodes: []string{"node-1"}}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, conn, fake := service(t, dir)
-	// The connection checks health: the first call goes out when the service is SERVING.
+	s := apptest.New(t, Name, Kinds())
+	s.Serve(func(r *service.Replica) error {
+		cfg := Config{CADir: s.Dir}
+		cfg.SetDefaults()
+		Serve(r, cfg, s.CA)
+		return nil
+	})
+	ctx, conn := s.Ctx, s.Dial(pki.User("alice"))
 	serving := grpc.WaitForReady(true)
 	pods := clusterv1.NewPodServiceClient(conn)
 	made, err := pods.Apply(ctx, &clusterv1.PodServiceApplyRequest{Object: &objectv1.Pod{
@@ -127,11 +77,11 @@ func TestServe(t *testing.T) {
 	if _, err := clusterv1.NewNamespaceServiceClient(conn).Get(ctx, &clusterv1.NamespaceServiceGetRequest{Name: "kube-system"}); err != nil {
 		t.Error(err)
 	}
-	if required, err := fake.Required(ctx); err != nil || len(required) != 4 {
+	if required, err := s.Fake.Required(ctx); err != nil || len(required) != 4 {
 		t.Errorf("required is %v: %v", required, err)
 	}
 
-	text, err := os.ReadFile(pki.TokenFile(dir, pki.Node("node-1")))
+	text, err := os.ReadFile(pki.TokenFile(s.Dir, pki.Node("node-1")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,13 +14,11 @@ import (
 	"podwire.dev/internal/feed"
 	"podwire.dev/internal/member"
 	"podwire.dev/internal/nodestate"
-	"podwire.dev/internal/pki"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/telemetry"
 	dnsv1 "podwire.dev/proto/podwire/dns/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
-	tracev1 "podwire.dev/proto/podwire/trace/v1"
 	"podwire.dev/services/dns/internal/api"
 	"podwire.dev/services/dns/internal/forward"
 	"podwire.dev/services/dns/internal/planner"
@@ -57,25 +55,17 @@ func Main(args []string) int {
 }
 
 func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
-	creds, err := rpc.LoadCredentials(cfg.Identity, d.Log())
+	r, err := service.Open(d, cfg.Common, Kinds())
 	if err != nil {
 		return err
 	}
-	st, err := feed.OpenStore(d.Log(), cfg.Etcd.Endpoints, creds.ClientTLS(pki.Service("etcd")), Kinds())
-	if err != nil {
-		return err
-	}
-	srv, err := rpc.NewServer(rpc.OptionsFor(d, cfg.Common, creds))
-	if err != nil {
-		return err
-	}
-	m, err := member.Join(d, cfg.Common, cfg.Member, creds, member.Service{Name: Name, Ports: []member.Port{
+	m, err := member.Join(d, cfg.Common, cfg.Member, r.Creds, member.Service{Name: Name, Ports: []member.Port{
 		{Name: "dns", Port: dnsPort, Protocol: nodestate.UDP}, {Name: "dns-tcp", Port: dnsPort, Protocol: nodestate.TCP},
 	}})
 	if err != nil {
 		return err
 	}
-	_, err = Serve(d, st, srv, feed.ReplicaOf(Name, cfg.Reachable()), m, cfg, dnsPort)
+	_, err = Serve(r, m, cfg, dnsPort)
 	return err
 }
 
@@ -98,38 +88,34 @@ func (r *Running) Addresses(ctx context.Context) ([]netip.AddrPort, error) {
 	}
 }
 
-// Serve runs the service on a store, a server and a member that are there already. It starts the server. Questions are
-// answered on a port of the member's addresses.
-func Serve(
-	d *daemon.Daemon, st *store.Store, srv *rpc.Server, replica store.Replica, m Member, cfg Config, port uint16,
-) (*Running, error) {
+// Serve makes a replica that is open answer questions on a port of the member's addresses, and starts it.
+func Serve(r *service.Replica, m Member, cfg Config, port uint16) (*Running, error) {
 	set, violations := cfg.settings()
 	if err := errs.InvalidFields("configuration", violations); err != nil {
 		return nil, err
 	}
-	s := &sockets{d: d, member: m, port: port, running: &Running{ready: make(chan struct{})}, planned: make(chan struct{})}
+	s := &sockets{d: r.Daemon, member: m, port: port, running: &Running{ready: make(chan struct{})}, planned: make(chan struct{})}
 	fwd := forward.New(forward.Options{
-		Stubs: set.stubs, Cache: forward.CacheOptions(cfg.Cache), Avoid: s.own, Log: d.Log(),
+		Stubs: set.stubs, Cache: forward.CacheOptions(cfg.Cache), Avoid: s.own, Log: r.Log(),
 	})
 	s.resolver = resolver.New(fwd)
 	plan := planner.New(set.domain, rand.Uint64(), s.publish)
 	plan.SetRanges(set.ranges)
-	running := feed.Start(d, feed.Parts{Store: st, Replica: replica, Planner: plan})
+	running := feed.Start(r, feed.Parts{Store: r.Store, Replica: r.Self, Planner: plan})
 	switch path := cfg.Forward.ResolvConf; path {
 	case "":
 		fwd.SetUpstreams(set.upstreams)
 	default:
-		follow := &resolvFile{path: path, forwarder: fwd, log: d.Log()}
+		follow := &resolvFile{path: path, forwarder: fwd, log: r.Log()}
 		if err := follow.read(); err != nil {
 			return nil, err
 		}
-		d.Go("resolv.conf", follow.run)
+		r.Go("resolv.conf", follow.run)
 	}
-	d.Go("sockets", s.run)
-	d.OnStop(daemon.StageServer, "questions", s.linger)
-	dnsv1.RegisterResolveServiceServer(srv, api.NewResolve(running, plan, s.resolver, set.domain))
-	tracev1.RegisterTraceServiceServer(srv, telemetry.NewService(d.Telemetry()))
-	srv.Start(d)
+	r.Go("sockets", s.run)
+	r.OnStop(daemon.StageServer, "questions", s.linger)
+	dnsv1.RegisterResolveServiceServer(r.Server, api.NewResolve(running, plan, s.resolver, set.domain))
+	r.Start()
 	return s.running, nil
 }
 

@@ -2,7 +2,6 @@ package app_test
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,28 +9,23 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/miekg/dns"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"podwire.dev/internal/apptest"
 	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/pki"
-	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/store/storefake"
-	"podwire.dev/internal/telemetry"
 	dnsv1 "podwire.dev/proto/podwire/dns/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	tracev1 "podwire.dev/proto/podwire/trace/v1"
 	"podwire.dev/services/dns/app"
 )
-
-// patience bounds what has to happen, so that what never does fails.
-const patience = 30 * time.Second
 
 // fakeMember is a place in the fabric that is loopback.
 type fakeMember struct {
@@ -61,143 +55,43 @@ func (m *fakeMember) NotReady(string) {
 	m.ready = false
 }
 
-// stack is the service on a store in memory, behind mutual TLS on loopback.
+// stack is the service, with a place in the fabric.
 type stack struct {
-	t      *testing.T
-	ctx    context.Context
-	fake   *storefake.Fake
-	ca     *pki.Authority
-	addr   string
+	*apptest.Stack
 	member *fakeMember
 	dns    []netip.AddrPort
 }
 
 func newStack(t *testing.T, change func(*app.Config)) *stack {
 	t.Helper()
-	dir := t.TempDir()
-	if _, err := pki.Init(dir, pki.Plan{Services: []string{app.Name}}); err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.LoadAuthority(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	t.Cleanup(cancel)
-	s := &stack{t: t, ctx: ctx, fake: storefake.New(app.Kinds()), ca: ca, member: &fakeMember{joined: make(chan struct{})}}
-	s.put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "default"}})
-	first := s.put("services", clusterIP("web", "10.96.1.1"))
+	s := &stack{Stack: apptest.New(t, app.Name, app.Kinds()), member: &fakeMember{joined: make(chan struct{})}}
+	s.Put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "default"}})
+	first := s.Put("services", clusterIP("web", "10.96.1.1"))
 	cfg := app.Config{}
 	cfg.SetDefaults()
 	if change != nil {
 		change(&cfg)
 	}
-	s.serve(cfg)
-	s.passed(first)
-	return s
-}
-
-func (s *stack) creds(id pki.Identity) *rpc.Credentials {
-	s.t.Helper()
-	dir := s.t.TempDir()
-	names, _ := pki.ServerNames(id)
-	csr, key, err := pki.NewRequest()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	cert, err := s.ca.Sign(csr, id, names, nil, time.Hour)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := pki.WriteIdentity(dir, s.ca.CAPEM(), cert, key); err != nil {
-		s.t.Fatal(err)
-	}
-	creds, err := rpc.LoadCredentials(dir, nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return creds
-}
-
-func (s *stack) serve(cfg app.Config) {
-	s.t.Helper()
-	tele, err := telemetry.Setup(s.ctx, telemetry.Process{Service: app.Name, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	d := daemon.New(daemon.Options{Name: app.Name, Log: slog.New(slog.DiscardHandler), Telemetry: tele})
-	server, err := rpc.NewServer(rpc.OptionsFor(d, daemon.Common{Listen: "127.0.0.1:0"}, s.creds(pki.Service(app.Name))))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.addr = server.Addr().String()
-	running, ended := make(chan *app.Running, 1), make(chan error, 1)
-	go func() {
-		ended <- d.Run(s.ctx, func(context.Context) error {
-			replica := store.Replica{Service: app.Name, Name: s.addr, Address: s.addr}
-			r, err := app.Serve(d, s.fake.Another(app.Kinds()), server, replica, s.member, cfg, 0)
-			running <- r
-			return err
-		})
-	}()
-	r := <-running
-	s.t.Cleanup(func() {
-		d.Stop()
-		if err := <-ended; err != nil {
-			s.t.Errorf("the service ended with: %v", err)
-		}
+	var running *app.Running
+	s.Serve(func(r *service.Replica) (err error) {
+		running, err = app.Serve(r, s.member, cfg, 0)
+		return err
 	})
 	if s.member.ready {
-		s.t.Error("ready without an address")
+		t.Error("ready without an address")
 	}
 	close(s.member.joined)
-	if s.dns, err = r.Addresses(s.ctx); err != nil || len(s.dns) != 2 {
-		s.t.Fatalf("%v, %v", s.dns, err)
+	var err error
+	if s.dns, err = running.Addresses(s.Ctx); err != nil || len(s.dns) != 2 {
+		t.Fatalf("%v, %v", s.dns, err)
 	}
-}
-
-func (s *stack) dial(id pki.Identity) *grpc.ClientConn {
-	s.t.Helper()
-	conn, err := rpc.Dial("passthrough:///"+s.addr, pki.Service(app.Name), s.creds(id))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { _ = conn.Close() })
-	return conn
-}
-
-func (s *stack) put(kind string, o store.Object) store.Revision {
-	s.t.Helper()
-	tx := s.fake.Txn()
-	if rec, _, err := s.fake.Get(s.ctx, store.KeyOf(kind, o)); err == nil {
-		tx.Update(rec, o)
-	} else {
-		tx.Create(o, kind)
-	}
-	rev, err := tx.Commit(s.ctx)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return rev
-}
-
-// passed waits for the service's watermark.
-func (s *stack) passed(at store.Revision) {
-	s.t.Helper()
-	for list, err := range s.fake.WatchWatermarks(s.ctx) {
-		if err != nil {
-			s.t.Fatalf("the watermark does not pass %d: %v", at, err)
-		}
-		if i := slices.IndexFunc(list, func(w store.Watermark) bool { return w.Service == app.Name && w.Revision >= at }); i >= 0 {
-			return
-		}
-	}
-	s.t.Fatalf("the watermark does not pass %d", at)
+	s.Passed(first)
+	return s
 }
 
 // ask asks each address over UDP and TCP, and gives the rcode with the data of the answers.
 func (s *stack) ask(name string, kind uint16) string {
-	s.t.Helper()
+	s.T.Helper()
 	var said []string
 	for _, addr := range s.dns {
 		for _, network := range []string{"udp", "tcp"} {
@@ -205,7 +99,7 @@ func (s *stack) ask(name string, kind uint16) string {
 			m.SetQuestion(name, kind)
 			got, _, err := (&dns.Client{Net: network}).Exchange(m, addr.String())
 			if err != nil {
-				s.t.Fatal(err)
+				s.T.Fatal(err)
 			}
 			text := dns.RcodeToString[got.Rcode]
 			for _, rr := range got.Answer {
@@ -215,7 +109,7 @@ func (s *stack) ask(name string, kind uint16) string {
 		}
 	}
 	if said = slices.Compact(said); len(said) != 1 {
-		s.t.Fatalf("%s: %q", name, said)
+		s.T.Fatalf("%s: %q", name, said)
 	}
 	return said[0]
 }
@@ -240,7 +134,7 @@ func TestNewName(t *testing.T) {
 		if got := s.ask(name+".default.svc.cluster.local.", dns.TypeA); got != "NXDOMAIN" {
 			t.Errorf("before: %s", got)
 		}
-		s.passed(s.put("services", clusterIP(name, "10.96.2.1")))
+		s.Passed(s.Put("services", clusterIP(name, "10.96.2.1")))
 		if got := s.ask(name+".default.svc.cluster.local.", dns.TypeA); got != "NOERROR 10.96.2.1" {
 			t.Errorf("after: %s", got)
 		}
@@ -267,15 +161,15 @@ func TestResolve(t *testing.T) {
 	upstream := startUpstream(t)
 	s := newStack(t, func(c *app.Config) { c.Forward.Upstreams = []string{upstream} })
 	none, ndots := "None", "1"
-	s.put("pods", &objectv1.Pod{Metadata: &objectv1.ObjectMeta{Namespace: "default", Name: "client"}})
-	s.put("services", clusterIP("api", "10.96.3.1"))
-	s.passed(s.put("pods", &objectv1.Pod{
+	s.Put("pods", &objectv1.Pod{Metadata: &objectv1.ObjectMeta{Namespace: "default", Name: "client"}})
+	s.Put("services", clusterIP("api", "10.96.3.1"))
+	s.Passed(s.Put("pods", &objectv1.Pod{
 		Metadata: &objectv1.ObjectMeta{Namespace: "default", Name: "own"},
 		Spec: &objectv1.PodSpec{DnsPolicy: &none, DnsConfig: &objectv1.PodDNSConfig{
 			Nameservers: []string{"192.0.2.53"}, Searches: []string{"svc.cluster.local"}, Options: []*objectv1.PodDNSConfigOption{{Name: "ndots", Value: &ndots}},
 		}},
 	}))
-	client := dnsv1.NewResolveServiceClient(s.dial(pki.User("alice")))
+	client := dnsv1.NewResolveServiceClient(s.Dial(pki.User("alice")))
 	for _, c := range []struct {
 		req    *dnsv1.ResolveRequest
 		want   string // rcode source data of each answer
@@ -293,7 +187,7 @@ func TestResolve(t *testing.T) {
 		{&dnsv1.ResolveRequest{Name: "example.org", Type: "A"}, "NOERROR FORWARDED 192.0.2.80", "example.org.", "answered by " + upstream},
 		{&dnsv1.ResolveRequest{Name: "example.org", Type: "A", NoForward: true}, "NOERROR CACHE 192.0.2.80", "example.org.", "kept from"},
 	} {
-		resp, err := client.Resolve(s.ctx, c.req, grpc.WaitForReady(true))
+		resp, err := client.Resolve(s.Ctx, c.req, grpc.WaitForReady(true))
 		if err != nil {
 			t.Errorf("%v: %v", c.req, err)
 			continue
@@ -314,15 +208,15 @@ func TestResolve(t *testing.T) {
 	for field, req := range map[string]*dnsv1.ResolveRequest{
 		"name": {Name: strings.Repeat("x", 64)}, "type": {Name: "x", Type: "AXFR"}, "pod": {Name: "x", Pod: "client"},
 	} {
-		_, err := client.Resolve(s.ctx, req)
+		_, err := client.Resolve(s.Ctx, req)
 		if v := errs.ViolationsOf(err); !errs.Is(err, errs.Invalid) || len(v) != 1 || v[0].Field != field {
 			t.Errorf("%v: %v", req, err)
 		}
 	}
-	if _, err := client.Resolve(s.ctx, &dnsv1.ResolveRequest{Name: "x", Pod: "default/nobody"}); !errs.Is(err, errs.NotFound) {
+	if _, err := client.Resolve(s.Ctx, &dnsv1.ResolveRequest{Name: "x", Pod: "default/nobody"}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("an unknown pod: %v", err)
 	}
-	if _, err := dnsv1.NewResolveServiceClient(s.dial(pki.Node("node-1"))).Resolve(s.ctx, &dnsv1.ResolveRequest{Name: "x"}); status.Code(err) != codes.PermissionDenied {
+	if _, err := dnsv1.NewResolveServiceClient(s.Dial(pki.Node("node-1"))).Resolve(s.Ctx, &dnsv1.ResolveRequest{Name: "x"}); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a node: %v", err)
 	}
 }
@@ -333,12 +227,12 @@ func TestHops(t *testing.T) {
 	s := newStack(t, nil)
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	svc := clusterIP("traced", "10.96.4.1")
-	rev, err := s.fake.Txn().Create(svc, "services", store.TracedAs("00-"+trace+"-00f067aa0ba902b7-01")).Commit(s.ctx)
+	rev, err := s.Fake.Txn().Create(svc, "services", store.TracedAs("00-"+trace+"-00f067aa0ba902b7-01")).Commit(s.Ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.passed(rev)
-	resp, err := tracev1.NewTraceServiceClient(s.dial(pki.User("alice"))).GetHops(s.ctx, &tracev1.GetHopsRequest{TraceId: trace}, grpc.WaitForReady(true))
+	s.Passed(rev)
+	resp, err := tracev1.NewTraceServiceClient(s.Dial(pki.User("alice"))).GetHops(s.Ctx, &tracev1.GetHopsRequest{TraceId: trace}, grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
 	}

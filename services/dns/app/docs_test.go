@@ -70,9 +70,9 @@ func TestDocs(t *testing.T) {
 		if !ok {
 			t.Fatalf("%s is no object of the store", o)
 		}
-		last = s.put(o.Kind.StoreKind(), object)
+		last = s.Put(o.Kind.StoreKind(), object)
 	}
-	s.passed(last)
+	s.Passed(last)
 	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\| ([A-Z]+) \\| (.+) \\|$").FindAllStringSubmatch(text, -1)
 	if len(rows) < 20 {
 		t.Fatalf("%d answers on the page", len(rows))
@@ -123,22 +123,22 @@ func TestDocs(t *testing.T) {
 
 // resolves makes the call that a command line makes, and finds its answer.
 func (s *stack) resolves(command string) {
-	s.t.Helper()
+	s.T.Helper()
 	parts := regexp.MustCompile(`(?s)^\$ grpcurl .*? -d '(.*?)' \$RUN/dns.sock podwire.dns.v1.ResolveService/Resolve\n(.*)$`).FindStringSubmatch(command)
 	if parts == nil {
-		s.t.Errorf("no command: %s", command)
+		s.T.Errorf("no command: %s", command)
 		return
 	}
 	req, want := &dnsv1.ResolveRequest{}, &dnsv1.ResolveResponse{}
 	if err := protojson.Unmarshal([]byte(parts[1]), req); err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	if err := protojson.Unmarshal([]byte(parts[2]), want); err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
-	got, err := dnsv1.NewResolveServiceClient(s.dial(pki.User("alice"))).Resolve(s.ctx, req, grpc.WaitForReady(true))
+	got, err := dnsv1.NewResolveServiceClient(s.Dial(pki.User("alice"))).Resolve(s.Ctx, req, grpc.WaitForReady(true))
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	got.Revision = 0
 	for _, a := range got.GetAnswers() {
@@ -149,18 +149,18 @@ func (s *stack) resolves(command string) {
 	plain := func(m *dnsv1.ResolveResponse) string {
 		text, err := protojson.Marshal(m)
 		if err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		var v any
 		if err := json.Unmarshal(text, &v); err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		if text, err = json.Marshal(v); err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		return string(text)
 	}
 	if plain(got) != plain(want) {
-		s.t.Errorf("%s\ngot %s\nthe page says %s", parts[1], plain(got), plain(want))
+		s.T.Errorf("%s\ngot %s\nthe page says %s", parts[1], plain(got), plain(want))
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
-	"sync/atomic"
 
 	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/errs"
@@ -17,11 +16,10 @@ import (
 	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/pki"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/telemetry"
 	ingressv1 "podwire.dev/proto/podwire/ingress/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
-	tracev1 "podwire.dev/proto/podwire/trace/v1"
 	"podwire.dev/services/ingress/internal/admission"
 	"podwire.dev/services/ingress/internal/api"
 	"podwire.dev/services/ingress/internal/planner"
@@ -64,87 +62,55 @@ func Main(args []string) int {
 }
 
 func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
-	creds, err := rpc.LoadCredentials(cfg.Identity, d.Log())
-	if err != nil {
-		return err
-	}
 	keys, err := pki.LoadKeys(cfg.SecretsKey)
 	if err != nil {
 		return err
 	}
-	st, err := store.Open(store.Config{Endpoints: cfg.Etcd.Endpoints, TLS: creds.ClientTLS(pki.Service("etcd"))}, Kinds(),
-		store.WithLog(d.Log()), store.WithKeys(keys))
-	if err != nil {
-		return err
-	}
-	server, err := rpc.NewServer(rpc.OptionsFor(d, cfg.Common, creds))
+	r, err := service.Open(d, cfg.Common, Kinds(), store.WithKeys(keys))
 	if err != nil {
 		return err
 	}
 	ports := public()
-	m, err := member.Join(d, cfg.Common, cfg.Member, creds, member.Service{Name: Name, Ports: []member.Port{
+	m, err := member.Join(d, cfg.Common, cfg.Member, r.Creds, member.Service{Name: Name, Ports: []member.Port{
 		{Name: "http", Port: ports.HTTP, Protocol: nodestate.TCP}, {Name: "https", Port: ports.HTTPS, Protocol: nodestate.TCP},
 	}})
 	if err != nil {
 		return err
 	}
-	_, err = Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()), m, cfg, ports)
+	_, err = Serve(r, m, cfg, ports)
 	return err
 }
 
-// Serve runs the service on a store with keys, a server and a member that are there already. It starts the server.
-func Serve(
-	d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.Replica, m Member, cfg Config, ports Ports,
-) (*Running, error) {
+// steps are what has to be done before anybody finds the service SERVING: the first plan, and the IngressClass.
+const steps = 2
+
+// Serve makes a replica that is open, on a store with keys, take requests on the member's addresses, and starts it.
+func Serve(r *service.Replica, m Member, cfg Config, ports Ports) (*Running, error) {
 	trusted, violations := cfg.trusted()
 	if err := errs.InvalidFields("configuration", append(violations, cfg.Limits.Check()...)); err != nil {
 		return nil, err
 	}
-	front, err := proxy.New(proxy.Options{Limits: cfg.Limits, Trusted: trusted, Log: d.Log()})
+	front, err := proxy.New(proxy.Options{Limits: cfg.Limits, Trusted: trusted, Log: r.Log()})
 	if err != nil {
 		return nil, err
 	}
-	s := &sockets{d: d, member: m, front: front, ports: ports, running: &Running{ready: make(chan struct{})}, planned: make(chan struct{})}
-	plan := planner.New(s.publish, d.Log())
-	host := &gate{Daemon: d}
-	host.steps.Store(gateSteps)
-	running := feed.Start(host, feed.Parts{Store: st, Replica: replica, Planner: plan})
-	classes := api.NewClasses(st)
-	keep := upkeep{store: st, classes: classes, class: cfg.IngressClass, leader: running.Leader, asker: running, planner: plan, log: d.Log()}
-	d.Go("first ingress class", func(ctx context.Context) error {
-		err := keep.found(ctx)
-		if err == nil && ctx.Err() == nil {
-			host.Ready()
-		}
-		return err
-	})
-	d.Go("reseal", keep.reseal)
-	d.Go("clear", keep.clear)
-	d.OnStop(daemon.StageServer, "requests", front.Stop)
-	d.Go("sockets", s.run)
-	ingressv1.RegisterIngressServiceServer(server, api.NewIngresses(st))
-	ingressv1.RegisterIngressClassServiceServer(server, classes)
-	ingressv1.RegisterSecretServiceServer(server, api.NewSecrets(st))
-	ingressv1.RegisterRouteServiceServer(server, api.NewRoutes(running, plan))
-	tracev1.RegisterTraceServiceServer(server, telemetry.NewService(d.Telemetry()))
-	server.Start(d)
+	s := &sockets{d: r.Daemon, member: m, front: front, ports: ports, running: &Running{ready: make(chan struct{})}, planned: make(chan struct{})}
+	plan := planner.New(s.publish, r.Log())
+	gate := service.NewGate(r.Daemon, steps)
+	running := feed.Start(gate, feed.Parts{Store: r.Store, Replica: r.Self, Planner: plan})
+	classes := api.NewClasses(r.Store)
+	keep := upkeep{store: r.Store, classes: classes, class: cfg.IngressClass, leader: running.Leader, asker: running, planner: plan, log: r.Log()}
+	r.Go("first ingress class", func(ctx context.Context) error { return gate.Step(ctx, keep.found(ctx)) })
+	r.Go("reseal", keep.reseal)
+	r.Go("clear", keep.clear)
+	r.OnStop(daemon.StageServer, "requests", front.Stop)
+	r.Go("sockets", s.run)
+	ingressv1.RegisterIngressServiceServer(r.Server, api.NewIngresses(r.Store))
+	ingressv1.RegisterIngressClassServiceServer(r.Server, classes)
+	ingressv1.RegisterSecretServiceServer(r.Server, api.NewSecrets(r.Store))
+	ingressv1.RegisterRouteServiceServer(r.Server, api.NewRoutes(running, plan))
+	r.Start()
 	return s.running, nil
-}
-
-// gate is a daemon that becomes ready with the last of several steps: whoever finds the service SERVING finds its class.
-type gate struct {
-	*daemon.Daemon
-	steps atomic.Int32
-}
-
-// gateSteps are the first plan and the IngressClass.
-const gateSteps = 2
-
-// Ready ends one step.
-func (g *gate) Ready() {
-	if g.steps.Add(-1) == 0 {
-		g.Daemon.Ready()
-	}
 }
 
 // Running is the service at work.

@@ -71,10 +71,10 @@ func TestDocsMatch(t *testing.T) {
 	for _, o := range objects {
 		if in, ok := o.Message.(*objectv1.Ingress); ok {
 			in.Metadata.Namespace = "default"
-			s.put(admission.KindIngress, in)
+			s.Put(admission.KindIngress, in)
 		}
 	}
-	s.passed(s.service("mini", netip.MustParseAddrPort("10.244.0.9:80")))
+	s.Passed(s.service("mini", netip.MustParseAddrPort("10.244.0.9:80")))
 	req, want := &ingressv1.MatchRequest{}, &ingressv1.MatchResponse{}
 	if err := protojson.Unmarshal([]byte(call[1]), req); err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestDocsMatch(t *testing.T) {
 	if err := protojson.Unmarshal([]byte(call[2]), want); err != nil {
 		t.Fatal(err)
 	}
-	got, err := ingressv1.NewRouteServiceClient(s.dial(pki.User("alice"))).Match(s.ctx, req, grpc.WaitForReady(true))
+	got, err := ingressv1.NewRouteServiceClient(s.Dial(pki.User("alice"))).Match(s.Ctx, req, grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -127,9 +127,13 @@ func (u *upkeep) clear(ctx context.Context) error {
 
 // clearOne deletes what does not open in one Namespace, or in all where ns is empty, and says whether it is done.
 func (u *upkeep) clearOne(ctx context.Context, lead *store.Leadership, ns string) bool {
-	n, err := u.store.DeleteUnopened(ctx, lead, ns, func(ns string) (cause store.Cause, ended bool) {
-		// An error: the service stops, and its successor looks again.
-		_ = u.asker.Do(ctx, func(store.Revision) { cause, ended = u.planner.Ended(ns) })
+	n, err := u.store.DeleteUnopened(ctx, lead, ns, func(ns string, written store.Revision) (cause store.Cause, ended bool) {
+		// An error: the service stops, and its successor looks again. A World from before the Secret may not know its
+		// Namespace yet, and will be told when that ends.
+		_ = u.asker.Do(ctx, func(at store.Revision) {
+			cause, ended = u.planner.Ended(ns)
+			ended = ended && at >= written
+		})
 		return cause, ended
 	})
 	if n > 0 {

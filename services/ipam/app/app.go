@@ -11,15 +11,13 @@ import (
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/feed"
 	"podwire.dev/internal/nodestate"
-	"podwire.dev/internal/pki"
 	"podwire.dev/internal/push"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/telemetry"
 	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	pushv1 "podwire.dev/proto/podwire/push/v1"
-	tracev1 "podwire.dev/proto/podwire/trace/v1"
 	"podwire.dev/services/ipam/internal/api"
 	"podwire.dev/services/ipam/internal/planner"
 	"podwire.dev/services/ipam/internal/pool"
@@ -113,39 +111,30 @@ func Main(args []string) int {
 }
 
 func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
-	creds, err := rpc.LoadCredentials(cfg.Identity, d.Log())
+	r, err := service.Open(d, cfg.Common, Kinds())
 	if err != nil {
 		return err
 	}
-	st, err := feed.OpenStore(d.Log(), cfg.Etcd.Endpoints, creds.ClientTLS(pki.Service("etcd")), Kinds())
-	if err != nil {
-		return err
-	}
-	server, err := rpc.NewServer(rpc.OptionsFor(d, cfg.Common, creds))
-	if err != nil {
-		return err
-	}
-	return Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()), cfg)
+	return Serve(r, cfg)
 }
 
-// Serve runs the service on a store and a server that are there already. It starts the server.
-func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.Replica, cfg Config) error {
+// Serve makes a replica that is open give addresses out, and starts it.
+func Serve(r *service.Replica, cfg Config) error {
 	ranges, violations := cfg.ranges()
 	if err := errs.InvalidFields("configuration", violations); err != nil {
 		return err
 	}
 	hub := push.NewHub(nodestate.SourceIPAM, push.Options{
-		Authorize: rpc.RequireNode, AuthorizeMember: rpc.RequireMember, Log: d.Log(),
+		Authorize: rpc.RequireNode, AuthorizeMember: rpc.RequireMember, Log: r.Log(),
 	})
 	plan := planner.New(ranges)
-	running := feed.Start(d, feed.Parts{Store: st, Replica: replica, Planner: plan, Hub: hub})
-	collector := &planner.Collector{Store: st, Planner: plan, Asker: running, Leader: running.Leader, Log: d.Log()}
-	d.Go("collector", collector.Run)
-	ipamv1.RegisterAllocationServiceServer(server, api.NewAllocations(st, running, plan))
-	ipamv1.RegisterAddressBlockServiceServer(server, api.NewBlocks(st))
-	ipamv1.RegisterAddressClaimServiceServer(server, api.NewClaims(st))
-	pushv1.RegisterPushServiceServer(server, hub)
-	tracev1.RegisterTraceServiceServer(server, telemetry.NewService(d.Telemetry()))
-	server.Start(d)
+	running := feed.Start(r, feed.Parts{Store: r.Store, Replica: r.Self, Planner: plan, Hub: hub})
+	collector := &planner.Collector{Store: r.Store, Planner: plan, Asker: running, Leader: running.Leader, Log: r.Log()}
+	r.Go("collector", collector.Run)
+	ipamv1.RegisterAllocationServiceServer(r.Server, api.NewAllocations(r.Store, running, plan))
+	ipamv1.RegisterAddressBlockServiceServer(r.Server, api.NewBlocks(r.Store))
+	ipamv1.RegisterAddressClaimServiceServer(r.Server, api.NewClaims(r.Store))
+	pushv1.RegisterPushServiceServer(r.Server, hub)
+	r.Start()
 	return nil
 }

@@ -134,6 +134,7 @@ type agent struct {
 
 	started     time.Time
 	subscribers map[nodestate.Source]*push.Subscriber
+	accepted    *push.Accepted
 	loop        *dataplane.Loop
 	blocks      *addresses.Allocator
 	driver      runtime.Driver
@@ -210,7 +211,7 @@ func (a *agent) service() nodeagentv1.AgentServiceServer {
 	return api.New(api.Config{
 		Node: a.set.Node, Pods: a.pods, Runtime: a.driver, Go: a.d.Go, Log: a.log,
 		Inspector: &api.Node{
-			Name: a.set.Node, Version: daemon.Version(), Started: a.started, Dataplane: a.loop, Sources: list,
+			Name: a.set.Node, Version: daemon.Version(), Started: a.started, Dataplane: a.loop, Sources: list, Accepted: a.accepted,
 			Settings: a.host, Blocks: a.blocks, Pods: a.pods,
 			Writes: func() int64 { return int64(a.doors.Links.Writes()) + a.host.Writes() },
 			Log:    a.log,
@@ -222,6 +223,11 @@ func (a *agent) service() nodeagentv1.AgentServiceServer {
 func (a *agent) openDataplane() error {
 	held := map[nodestate.Source]dataplane.Held{}
 	updates := map[nodestate.Source]<-chan push.Update{}
+	accepted, err := push.OpenAccepted(a.state(dirJournals))
+	if err != nil {
+		return err
+	}
+	a.accepted = accepted
 	for _, s := range sources {
 		journal, err := push.OpenJournal(a.state(dirJournals), s)
 		if err != nil {
@@ -233,7 +239,7 @@ func (a *agent) openDataplane() error {
 		slice, version := journal.Load()
 		held[s] = dataplane.Held{Slice: slice, Version: version}
 		cfg := a.peers.streams[s]
-		cfg.Journal = journal
+		cfg.Journal, cfg.Accepted = journal, accepted
 		a.subscribers[s] = push.NewSubscriber(cfg)
 		updates[s] = a.subscribers[s].Updates()
 	}
@@ -250,7 +256,7 @@ func (a *agent) openDataplane() error {
 		return err
 	}
 	a.loop, err = dataplane.New(dataplane.Config{
-		Node: plan.Node{Name: a.set.Node, Addresses: addrs, TunnelPort: a.set.VXLANPort}, Rules: a.doors.Rules,
+		Node: plan.Node{Name: a.set.Node, Zone: a.set.Zone, Addresses: addrs, TunnelPort: a.set.VXLANPort}, Rules: a.doors.Rules,
 		Members: a.doors.Fabric, Announcer: a.doors.Announcer, Flows: a.doors.Flows, Workloads: workloads{a.pods, a.log}, Fabric: a.own.set,
 		IDFile: a.state(fileIDs), Held: held, Attachments: attached, Updates: updates, Log: a.log,
 	})

@@ -42,16 +42,10 @@ type peers struct {
 func dial(d *daemon.Daemon, s settings, creds *rpc.Credentials) (peers, error) {
 	p := peers{streams: map[nodestate.Source]push.SubscriberConfig{}}
 	for _, source := range sources {
-		name := string(source)
-		target, err := s.Peer(name)
+		conn, err := rpc.DialPeer(d, &s.Common, creds, string(source))
 		if err != nil {
 			return p, err
 		}
-		conn, err := rpc.Dial(target, pki.Service(name), creds, rpc.WithTelemetry(d.Telemetry()))
-		if err != nil {
-			return p, err
-		}
-		d.OnStop(daemon.StageStore, "connection to "+name, func(context.Context) error { return conn.Close() })
 		p.streams[source] = push.SubscriberConfig{Source: source, Node: s.Node, Conn: conn, Log: d.Log()}
 		switch source {
 		case nodestate.SourceCluster:

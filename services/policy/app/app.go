@@ -8,15 +8,13 @@ import (
 	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/feed"
 	"podwire.dev/internal/nodestate"
-	"podwire.dev/internal/pki"
 	"podwire.dev/internal/push"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/telemetry"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	policyv1 "podwire.dev/proto/podwire/policy/v1"
 	pushv1 "podwire.dev/proto/podwire/push/v1"
-	tracev1 "podwire.dev/proto/podwire/trace/v1"
 	"podwire.dev/services/policy/internal/api"
 	"podwire.dev/services/policy/internal/planner"
 )
@@ -45,30 +43,21 @@ func Main(args []string) int {
 }
 
 func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
-	creds, err := rpc.LoadCredentials(cfg.Identity, d.Log())
+	r, err := service.Open(d, cfg.Common, Kinds())
 	if err != nil {
 		return err
 	}
-	st, err := feed.OpenStore(d.Log(), cfg.Etcd.Endpoints, creds.ClientTLS(pki.Service("etcd")), Kinds())
-	if err != nil {
-		return err
-	}
-	server, err := rpc.NewServer(rpc.OptionsFor(d, cfg.Common, creds))
-	if err != nil {
-		return err
-	}
-	Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()))
+	Serve(r)
 	return nil
 }
 
-// Serve runs the service on a store and a server that are there already. It starts the server.
-func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.Replica) {
-	hub := push.NewHub(nodestate.SourcePolicy, push.Options{Authorize: rpc.RequireNode, Log: d.Log()})
+// Serve makes a replica that is open serve policies, and starts it.
+func Serve(r *service.Replica) {
+	hub := push.NewHub(nodestate.SourcePolicy, push.Options{Authorize: rpc.RequireNode, Log: r.Log()})
 	plan := planner.New()
-	running := feed.Start(d, feed.Parts{Store: st, Replica: replica, Planner: plan, Hub: hub})
-	policyv1.RegisterNetworkPolicyServiceServer(server, api.NewPolicies(st))
-	policyv1.RegisterVerdictServiceServer(server, api.NewVerdicts(running, plan))
-	pushv1.RegisterPushServiceServer(server, hub)
-	tracev1.RegisterTraceServiceServer(server, telemetry.NewService(d.Telemetry()))
-	server.Start(d)
+	running := feed.Start(r, feed.Parts{Store: r.Store, Replica: r.Self, Planner: plan, Hub: hub})
+	policyv1.RegisterNetworkPolicyServiceServer(r.Server, api.NewPolicies(r.Store))
+	policyv1.RegisterVerdictServiceServer(r.Server, api.NewVerdicts(running, plan))
+	pushv1.RegisterPushServiceServer(r.Server, hub)
+	r.Start()
 }

@@ -1,13 +1,9 @@
 package app_test
 
 import (
-	"context"
-	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -15,128 +11,38 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"podwire.dev/internal/daemon"
+	"podwire.dev/internal/apptest"
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/nodestate"
 	"podwire.dev/internal/pki"
 	"podwire.dev/internal/push/pushtest"
-	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/store/storefake"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	policyv1 "podwire.dev/proto/podwire/policy/v1"
 	"podwire.dev/services/policy/app"
 )
 
-// patience bounds what has to happen, so that what never does fails.
-const patience = 30 * time.Second
-
-// stack is the service on a store in memory, behind mutual TLS on loopback.
-type stack struct {
-	t    *testing.T
-	ctx  context.Context
-	fake *storefake.Fake
-	ca   *pki.Authority
-	addr string
-	end  func()
-}
-
-func newStack(t *testing.T) *stack {
+func newStack(t *testing.T) *apptest.Stack {
 	t.Helper()
-	dir := t.TempDir()
-	if _, err := pki.Init(dir, pki.Plan{Services: []string{app.Name}, Nodes: []string{"node-1"}}); err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.LoadAuthority(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	t.Cleanup(cancel)
-	s := &stack{t: t, ctx: ctx, fake: storefake.New(app.Kinds()), ca: ca}
-	s.serve(s.fake.Store)
-	s.put("nodes", &objectv1.Node{
+	s := apptest.New(t, app.Name, app.Kinds())
+	serve(s)
+	s.Put("nodes", &objectv1.Node{
 		Metadata: &objectv1.ObjectMeta{Name: "node-1"},
 		Status:   &objectv1.NodeStatus{Conditions: []*objectv1.NodeCondition{{Type: "Ready", Status: "True"}}},
 	})
-	s.put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "default"}})
-	s.put("pods", runs("web", "10.244.0.1"))
-	s.put("pods", runs("client", "10.244.0.2"))
+	s.Put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "default"}})
+	s.Put("pods", runs("web", "10.244.0.1"))
+	s.Put("pods", runs("client", "10.244.0.2"))
 	return s
 }
 
-func (s *stack) creds(id pki.Identity) *rpc.Credentials {
-	s.t.Helper()
-	dir := s.t.TempDir()
-	dns, _ := pki.ServerNames(id)
-	csr, key, err := pki.NewRequest()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	cert, err := s.ca.Sign(csr, id, dns, nil, time.Hour)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := pki.WriteIdentity(dir, s.ca.CAPEM(), cert, key); err != nil {
-		s.t.Fatal(err)
-	}
-	creds, err := rpc.LoadCredentials(dir, nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return creds
-}
-
-// serve runs a replica until end or the end of the test.
-func (s *stack) serve(st *store.Store) {
-	s.t.Helper()
-	d := daemon.New(daemon.Options{Name: app.Name, Log: slog.New(slog.DiscardHandler)})
-	server, err := rpc.NewServer(rpc.OptionsFor(d, daemon.Common{Listen: "127.0.0.1:0"}, s.creds(pki.Service(app.Name))))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.addr = server.Addr().String()
-	ended, wired := make(chan error, 1), make(chan struct{})
-	go func() {
-		ended <- d.Run(s.ctx, func(context.Context) error {
-			app.Serve(d, st, server, store.Replica{Service: app.Name, Name: s.addr, Address: s.addr})
-			close(wired)
-			return nil
-		})
-	}()
-	<-wired
-	s.end = sync.OnceFunc(func() {
-		d.Stop()
-		if err := <-ended; err != nil {
-			s.t.Errorf("the service ended with: %v", err)
-		}
+func serve(s *apptest.Stack) {
+	s.T.Helper()
+	s.Serve(func(r *service.Replica) error {
+		app.Serve(r)
+		return nil
 	})
-	s.t.Cleanup(s.end)
-}
-
-func (s *stack) dial(id pki.Identity) *grpc.ClientConn {
-	s.t.Helper()
-	conn, err := rpc.Dial("passthrough:///"+s.addr, pki.Service(app.Name), s.creds(id))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { _ = conn.Close() })
-	return conn
-}
-
-func (s *stack) put(kind string, o store.Object) store.Revision {
-	s.t.Helper()
-	tx := s.fake.Txn()
-	if rec, _, err := s.fake.Get(s.ctx, store.KeyOf(kind, o)); err == nil {
-		tx.Update(rec, o)
-	} else {
-		tx.Create(o, kind)
-	}
-	rev, err := tx.Commit(s.ctx)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return rev
 }
 
 func runs(name, ip string) *objectv1.Pod {
@@ -169,11 +75,11 @@ func isolates(kernel *nodestate.Slice, uid string) bool {
 func TestPolicyReachesTheNode(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
-	agent := &pushtest.Agent{Source: nodestate.SourcePolicy, Node: "node-1", Dir: t.TempDir(), Conn: s.dial(pki.Node("node-1"))}
+	agent := &pushtest.Agent{Source: nodestate.SourcePolicy, Node: "node-1", Dir: t.TempDir(), Conn: s.Dial(pki.Node("node-1"))}
 	agent.Start(t)
-	user := s.dial(pki.User("alice"))
+	user := s.Dial(pki.User("alice"))
 	policies, verdicts := policyv1.NewNetworkPolicyServiceClient(user), policyv1.NewVerdictServiceClient(user)
-	applied, err := policies.Apply(s.ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: webFromClient()}, grpc.WaitForReady(true))
+	applied, err := policies.Apply(s.Ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: webFromClient()}, grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,10 +89,10 @@ func TestPolicyReachesTheNode(t *testing.T) {
 	agent.Await(t, func(kernel *nodestate.Slice, held nodestate.Version) bool {
 		return held.Revision >= applied.GetRevision() && isolates(kernel, "uid-web") && !isolates(kernel, "uid-client")
 	})
-	s.passed(store.Revision(applied.GetRevision()))
+	s.Passed(store.Revision(applied.GetRevision()))
 	explain := func(from string) *policyv1.ExplainResponse {
 		t.Helper()
-		resp, err := verdicts.Explain(s.ctx, &policyv1.ExplainRequest{
+		resp, err := verdicts.Explain(s.Ctx, &policyv1.ExplainRequest{
 			From: &policyv1.Party{Party: &policyv1.Party_Pod{Pod: from}}, To: &policyv1.Party{Party: &policyv1.Party_Pod{Pod: "default/web"}},
 			Port: 80, Protocol: "TCP",
 		})
@@ -205,15 +111,15 @@ func TestPolicyReachesTheNode(t *testing.T) {
 	}
 
 	before := len(agent.Updates())
-	s.end()
-	s.serve(s.fake.Another(app.Kinds()))
-	agent.Conn = s.dial(pki.Node("node-1"))
+	s.End()
+	serve(s)
+	agent.Conn = s.Dial(pki.Node("node-1"))
 	agent.Restart(t)
-	rev := s.put("pods", runs("web", "10.244.0.9"))
+	rev := s.Put("pods", runs("web", "10.244.0.9"))
 	agent.Await(t, func(kernel *nodestate.Slice, held nodestate.Version) bool {
 		return isolates(kernel, "uid-web")
 	})
-	deleted, err := policyv1.NewNetworkPolicyServiceClient(s.dial(pki.User("alice"))).Delete(s.ctx,
+	deleted, err := policyv1.NewNetworkPolicyServiceClient(s.Dial(pki.User("alice"))).Delete(s.Ctx,
 		&policyv1.NetworkPolicyServiceDeleteRequest{Name: "web-from-client"}, grpc.WaitForReady(true))
 	if err != nil || deleted.GetRevision() <= int64(rev) {
 		t.Fatalf("delete: %v, %v", deleted, err)
@@ -230,51 +136,37 @@ func TestPolicyReachesTheNode(t *testing.T) {
 	}
 }
 
-// passed waits for the service's watermark.
-func (s *stack) passed(at store.Revision) {
-	s.t.Helper()
-	for list, err := range s.fake.WatchWatermarks(s.ctx) {
-		if err != nil {
-			s.t.Fatalf("the watermark does not pass %d: %v", at, err)
-		}
-		if len(list) == 1 && list[0].Service == app.Name && list[0].Revision >= at {
-			return
-		}
-	}
-	s.t.Fatalf("the watermark does not pass %d", at)
-}
-
 // TestEmptyNode has a node without pods and waits for its receipt.
 func TestEmptyNode(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
-	s.put("nodes", &objectv1.Node{
+	s.Put("nodes", &objectv1.Node{
 		Metadata: &objectv1.ObjectMeta{Name: "node-2"},
 		Status:   &objectv1.NodeStatus{Conditions: []*objectv1.NodeCondition{{Type: "Ready", Status: "True"}}},
 	})
 	for _, name := range []string{"node-1", "node-2"} {
-		a := &pushtest.Agent{Source: nodestate.SourcePolicy, Node: name, Conn: s.dial(pki.Node(name))}
+		a := &pushtest.Agent{Source: nodestate.SourcePolicy, Node: name, Conn: s.Dial(pki.Node(name))}
 		a.Start(t)
 	}
-	s.passed(s.put("pods", runs("late", "10.244.0.7")))
+	s.Passed(s.Put("pods", runs("late", "10.244.0.7")))
 }
 
 // TestNamespaceEnds finds policies deleted when their Namespace is Terminating, and that as a derived write.
 func TestNamespaceEnds(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
-	policies := policyv1.NewNetworkPolicyServiceClient(s.dial(pki.User("alice")))
-	s.put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "brief"}})
+	policies := policyv1.NewNetworkPolicyServiceClient(s.Dial(pki.User("alice")))
+	s.Put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "brief"}})
 	for _, ns := range []string{"brief", "default"} {
 		np := webFromClient()
 		np.Metadata.Namespace = ns
-		if _, err := policies.Apply(s.ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: np}, grpc.WaitForReady(true)); err != nil {
+		if _, err := policies.Apply(s.Ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: np}, grpc.WaitForReady(true)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	from := s.fake.Revision() + 1
-	ends := s.put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "brief", DeletionTimestamp: timestamppb.Now()}})
-	for batch, err := range s.fake.Watch(s.ctx, store.WatchQuery{From: from}) {
+	from := s.Fake.Revision() + 1
+	ends := s.Put("namespaces", &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: "brief", DeletionTimestamp: timestamppb.Now()}})
+	for batch, err := range s.Fake.Watch(s.Ctx, store.WatchQuery{From: from}) {
 		if err != nil {
 			t.Fatalf("the policy stays: %v", err)
 		}
@@ -286,12 +178,12 @@ func TestNamespaceEnds(t *testing.T) {
 			break
 		}
 	}
-	if _, err := policies.Get(s.ctx, &policyv1.NetworkPolicyServiceGetRequest{Namespace: "default", Name: "web-from-client"}); err != nil {
+	if _, err := policies.Get(s.Ctx, &policyv1.NetworkPolicyServiceGetRequest{Namespace: "default", Name: "web-from-client"}); err != nil {
 		t.Errorf("the other namespace's: %v", err)
 	}
 	np := webFromClient()
 	np.Metadata.Namespace = "brief"
-	if _, err := policies.Apply(s.ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: np}); !errs.Is(err, errs.Denied) {
+	if _, err := policies.Apply(s.Ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: np}); !errs.Is(err, errs.Denied) {
 		t.Errorf("into a terminating namespace: %v", err)
 	}
 }
@@ -299,12 +191,12 @@ func TestNamespaceEnds(t *testing.T) {
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
-	user := s.dial(pki.User("alice"))
+	user := s.Dial(pki.User("alice"))
 	policies, verdicts := policyv1.NewNetworkPolicyServiceClient(user), policyv1.NewVerdictServiceClient(user)
 	bad := webFromClient()
 	bad.Spec.Ingress[0].Ports[0].Port = structpb.NewNumberValue(70000)
 	bad.Spec.PolicyTypes = []string{"Sideways"}
-	_, err := policies.Apply(s.ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: bad}, grpc.WaitForReady(true))
+	_, err := policies.Apply(s.Ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: bad}, grpc.WaitForReady(true))
 	var fields []string
 	for _, v := range errs.ViolationsOf(err) {
 		fields = append(fields, v.Field+"="+v.Value)
@@ -327,7 +219,7 @@ func TestErrors(t *testing.T) {
 		{"an unknown pod", &policyv1.ExplainRequest{From: pod("default/nobody"), To: pod("default/web"), Port: 1}, errs.NotFound, ""},
 		{"an unknown node", &policyv1.ExplainRequest{From: pod("default/web"), To: &policyv1.Party{Party: &policyv1.Party_Node{Node: "node-9"}}, Port: 1}, errs.NotFound, ""},
 	} {
-		_, err := verdicts.Explain(s.ctx, tt.req)
+		_, err := verdicts.Explain(s.Ctx, tt.req)
 		var fields []string
 		for _, v := range errs.ViolationsOf(err) {
 			fields = append(fields, v.Field)
@@ -336,7 +228,7 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s: %v (%v)", tt.what, err, fields)
 		}
 	}
-	if _, err := policyv1.NewVerdictServiceClient(s.dial(pki.Node("node-1"))).Explain(s.ctx, &policyv1.ExplainRequest{}); status.Code(err) != codes.PermissionDenied {
+	if _, err := policyv1.NewVerdictServiceClient(s.Dial(pki.Node("node-1"))).Explain(s.Ctx, &policyv1.ExplainRequest{}); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a node asks for verdicts: %v", err)
 	}
 }
@@ -345,32 +237,32 @@ func TestErrors(t *testing.T) {
 func TestVerbs(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
-	policies := policyv1.NewNetworkPolicyServiceClient(s.dial(pki.User("alice")))
-	first, err := policies.Apply(s.ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: webFromClient()}, grpc.WaitForReady(true))
+	policies := policyv1.NewNetworkPolicyServiceClient(s.Dial(pki.User("alice")))
+	first, err := policies.Apply(s.Ctx, &policyv1.NetworkPolicyServiceApplyRequest{Object: webFromClient()}, grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := policies.Get(s.ctx, &policyv1.NetworkPolicyServiceGetRequest{Name: "web-from-client"})
-	if err != nil || got.GetObject().GetMetadata().GetUid() != first.GetObject().GetMetadata().GetUid() || got.GetTraceparent() != "" {
+	got, err := policies.Get(s.Ctx, &policyv1.NetworkPolicyServiceGetRequest{Name: "web-from-client"})
+	if err != nil || got.GetObject().GetMetadata().GetUid() != first.GetObject().GetMetadata().GetUid() || got.GetTraceparent() == "" {
 		t.Errorf("get: %v, %v", got, err)
 	}
-	if _, err := policies.Get(s.ctx, &policyv1.NetworkPolicyServiceGetRequest{Name: "x"}); !errs.Is(err, errs.NotFound) {
+	if _, err := policies.Get(s.Ctx, &policyv1.NetworkPolicyServiceGetRequest{Name: "x"}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("get of nothing: %v", err)
 	}
-	list, err := policies.List(s.ctx, &policyv1.NetworkPolicyServiceListRequest{AllNamespaces: true})
+	list, err := policies.List(s.Ctx, &policyv1.NetworkPolicyServiceListRequest{AllNamespaces: true})
 	if err != nil || len(list.GetItems()) != 1 {
 		t.Errorf("list: %v, %v", list, err)
 	}
-	watch, err := policies.Watch(s.ctx, &policyv1.NetworkPolicyServiceWatchRequest{Namespace: "default"})
+	watch, err := policies.Watch(s.Ctx, &policyv1.NetworkPolicyServiceWatchRequest{Namespace: "default"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if ev, err := watch.Recv(); err != nil || ev.GetType() != objectv1.EventType_EVENT_TYPE_ADDED {
 		t.Errorf("watch: %v, %v", ev, err)
 	}
-	s.put("pods", runs("more", "10.244.0.3"))
-	s.fake.Compact(s.fake.Revision())
-	late, err := policies.Watch(s.ctx, &policyv1.NetworkPolicyServiceWatchRequest{Namespace: "default", FromRevision: 2})
+	s.Put("pods", runs("more", "10.244.0.3"))
+	s.Fake.Compact(s.Fake.Revision())
+	late, err := policies.Watch(s.Ctx, &policyv1.NetworkPolicyServiceWatchRequest{Namespace: "default", FromRevision: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

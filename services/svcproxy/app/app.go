@@ -12,16 +12,14 @@ import (
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/feed"
 	"podwire.dev/internal/nodestate"
-	"podwire.dev/internal/pki"
 	"podwire.dev/internal/push"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/telemetry"
 	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	pushv1 "podwire.dev/proto/podwire/push/v1"
 	svcproxyv1 "podwire.dev/proto/podwire/svcproxy/v1"
-	tracev1 "podwire.dev/proto/podwire/trace/v1"
 	"podwire.dev/services/svcproxy/internal/api"
 	"podwire.dev/services/svcproxy/internal/lb"
 	"podwire.dev/services/svcproxy/internal/planner"
@@ -100,32 +98,19 @@ func Main(args []string) int {
 }
 
 func run(_ context.Context, d *daemon.Daemon, cfg Config) error {
-	creds, err := rpc.LoadCredentials(cfg.Identity, d.Log())
+	r, err := service.Open(d, cfg.Common, Kinds())
 	if err != nil {
 		return err
 	}
-	st, err := feed.OpenStore(d.Log(), cfg.Etcd.Endpoints, creds.ClientTLS(pki.Service("etcd")), Kinds())
+	ipam, err := rpc.DialPeer(d, &cfg.Common, r.Creds, "ipam")
 	if err != nil {
 		return err
 	}
-	target, err := cfg.Peer("ipam")
-	if err != nil {
-		return err
-	}
-	ipam, err := rpc.Dial(target, pki.Service("ipam"), creds, rpc.WithTelemetry(d.Telemetry()))
-	if err != nil {
-		return err
-	}
-	d.OnStop(daemon.StageStore, "ipam", func(context.Context) error { return ipam.Close() })
-	server, err := rpc.NewServer(rpc.OptionsFor(d, cfg.Common, creds))
-	if err != nil {
-		return err
-	}
-	return Serve(d, st, server, feed.ReplicaOf(Name, cfg.Reachable()), ipamv1.NewAllocationServiceClient(ipam), cfg)
+	return Serve(r, ipamv1.NewAllocationServiceClient(ipam), cfg)
 }
 
-// Serve runs the service on a store, a server and an ipam that are there already. It starts the server.
-func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.Replica, ipam api.IPAM, cfg Config) error {
+// Serve makes a replica that is open serve Services, whose values ipam gives, and starts it.
+func Serve(r *service.Replica, ipam api.IPAM, cfg Config) error {
 	dns, violations := cfg.dns()
 	if err := errs.InvalidFields("configuration", violations); err != nil {
 		return err
@@ -134,20 +119,19 @@ func Serve(d *daemon.Daemon, st *store.Store, server *rpc.Server, replica store.
 	for _, a := range dns {
 		families = append(families, lb.FamilyOf(a))
 	}
-	hub := push.NewHub(nodestate.SourceSvcproxy, push.Options{Authorize: rpc.RequireNode, Log: d.Log()})
+	hub := push.NewHub(nodestate.SourceSvcproxy, push.Options{Authorize: rpc.RequireNode, Log: r.Log()})
 	plan := planner.New(time.Now)
-	running := feed.Start(d, feed.Parts{Store: st, Replica: replica, Planner: plan, Hub: hub})
+	running := feed.Start(r, feed.Parts{Store: r.Store, Replica: r.Self, Planner: plan, Hub: hub})
 	alloc := api.NewAllocator(ipam)
-	services := api.NewServices(st, alloc, families, d.Log())
+	services := api.NewServices(r.Store, alloc, families, r.Log())
 	keep := &upkeep.Upkeep{
-		Planner: plan, Asker: running, Leader: running.Leader, Services: services, Allocator: alloc, DNS: dns, Log: d.Log(),
+		Planner: plan, Asker: running, Leader: running.Leader, Services: services, Allocator: alloc, DNS: dns, Log: r.Log(),
 	}
-	d.Go("upkeep", keep.Run)
-	svcproxyv1.RegisterServiceServiceServer(server, services)
-	svcproxyv1.RegisterEndpointSliceServiceServer(server, api.NewSlices(st))
-	svcproxyv1.RegisterLookupServiceServer(server, api.NewLookups(running, plan))
-	pushv1.RegisterPushServiceServer(server, hub)
-	tracev1.RegisterTraceServiceServer(server, telemetry.NewService(d.Telemetry()))
-	server.Start(d)
+	r.Go("upkeep", keep.Run)
+	svcproxyv1.RegisterServiceServiceServer(r.Server, services)
+	svcproxyv1.RegisterEndpointSliceServiceServer(r.Server, api.NewSlices(r.Store))
+	svcproxyv1.RegisterLookupServiceServer(r.Server, api.NewLookups(running, plan))
+	pushv1.RegisterPushServiceServer(r.Server, hub)
+	r.Start()
 	return nil
 }

@@ -2,31 +2,25 @@ package app
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 
+	"podwire.dev/internal/apptest"
 	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/errs"
-	"podwire.dev/internal/feed"
 	"podwire.dev/internal/pki"
-	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/service"
 	"podwire.dev/internal/store"
-	"podwire.dev/internal/store/storefake"
-	"podwire.dev/internal/telemetry"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	svcproxyv1 "podwire.dev/proto/podwire/svcproxy/v1"
 	"podwire.dev/services/svcproxy/internal/planner"
 	"podwire.dev/services/svcproxy/internal/proxytest"
 )
-
-const patience = 30 * time.Second
 
 func load(t *testing.T, text string) (Config, error) {
 	t.Helper()
@@ -60,65 +54,23 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// service is the whole process on a store and an ipam in memory, reached through its unix socket.
-func service(t *testing.T) (context.Context, *grpc.ClientConn, *storefake.Fake) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	fake := storefake.New(Kinds())
-	tele, err := telemetry.Setup(ctx, telemetry.Process{Service: Name, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := daemon.New(daemon.Options{Name: Name, Log: slog.New(slog.DiscardHandler), Telemetry: tele})
-	socket := filepath.Join(t.TempDir(), "s.sock")
-	ended := make(chan error, 1)
-	go func() {
-		ended <- d.Run(ctx, func(context.Context) error {
-			server, err := rpc.NewServer(rpc.ServerOptions{Socket: socket, Fail: d.Fail, Telemetry: tele})
-			if err != nil {
-				return err
-			}
-			cfg := Config{}
-			cfg.SetDefaults()
-			return Serve(d, fake.Store, server, feed.ReplicaOf(Name, "svcproxy-1:7443"), proxytest.NewIPAM(fake.Store), cfg)
-		})
-	}()
-	conn, err := rpc.Dial("unix://"+socket, pki.Service(Name), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := conn.Close(); err != nil {
-			t.Error(err)
-		}
-		d.Stop()
-		if err := <-ended; err != nil {
-			t.Errorf("the service ended with: %v", err)
-		}
-		cancel()
-	})
-	return ctx, conn, fake
-}
-
-func create(t *testing.T, fake *storefake.Fake, kind string, o store.Object) {
-	t.Helper()
-	if _, err := fake.Txn().Create(o, kind).Commit(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestServe: an apply becomes slices and rows, and what every cluster has is written.
 func TestServe(t *testing.T) {
-	ctx, conn, fake := service(t)
+	s := apptest.New(t, Name, Kinds())
+	s.Serve(func(r *service.Replica) error {
+		cfg := Config{}
+		cfg.SetDefaults()
+		return Serve(r, proxytest.NewIPAM(r.Store), cfg)
+	})
+	ctx, conn := s.Ctx, s.Dial(pki.User("alice"))
 	for _, name := range []string{"default", "kube-system"} {
-		create(t, fake, planner.KindNamespace, &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: name}})
+		s.Put(planner.KindNamespace, &objectv1.Namespace{Metadata: &objectv1.ObjectMeta{Name: name}})
 	}
-	create(t, fake, planner.KindPod, &objectv1.Pod{
+	s.Put(planner.KindPod, &objectv1.Pod{
 		Metadata: &objectv1.ObjectMeta{Namespace: "default", Name: "a", Uid: "a", Labels: map[string]string{"app": "web"}},
 		Status:   &objectv1.PodStatus{PodIp: "10.244.0.1", Conditions: []*objectv1.PodCondition{{Type: "Ready", Status: "True"}}},
 	})
 	services := svcproxyv1.NewServiceServiceClient(conn)
-	// The connection checks health: the first call goes out when the service is SERVING.
 	made, err := services.Apply(ctx, &svcproxyv1.ServiceServiceApplyRequest{Object: &objectv1.Service{
 		Metadata: &objectv1.ObjectMeta{Name: "web"},
 		Spec:     &objectv1.ServiceSpec{Selector: map[string]string{"app": "web"}, Ports: []*objectv1.ServicePort{{Port: 80}}},
@@ -139,7 +91,7 @@ func TestServe(t *testing.T) {
 			break
 		}
 	}
-	rec, _, err := fake.Get(ctx, firstSlice(ctx, t, conn))
+	rec, _, err := s.Fake.Get(ctx, firstSlice(ctx, t, conn))
 	if err != nil || rec.Cause.Revision != store.Revision(made.GetRevision()) {
 		t.Errorf("the slice's cause is %+v, not %d: %v", rec.Cause, made.GetRevision(), err)
 	}

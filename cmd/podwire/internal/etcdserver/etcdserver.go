@@ -2,11 +2,13 @@
 //
 // In: a configuration file and an identity directory. Out: etcd on its client port, over mutual TLS 1.3, for services only.
 // Invariants: a client needs a certificate with the name pki.EtcdClient, since the same CA signs nodes and users; every
-// write is synced to disk; history is compacted after an hour. The package must not read or write any key.
+// write is synced to disk; history is compacted after an hour; a store that begins without data has a cluster id that no
+// other has. The package must not read or write any key.
 package etcdserver
 
 import (
 	"context"
+	"crypto/rand"
 	"net"
 	"net/netip"
 	"net/url"
@@ -129,6 +131,9 @@ func settings(cfg Config) *embed.Config {
 	e.ListenClientUrls, e.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	e.ListenPeerUrls, e.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	e.InitialCluster = e.InitialClusterFromName(e.Name)
+	// The cluster id of a store that begins with no data follows from this token and the peer's address, which is always the
+	// same. A store whose data was lost has to be another one; one that has data keeps its id.
+	e.InitialClusterToken = rand.Text()
 	e.EnableGRPCGateway = false
 
 	e.AutoCompactionMode, e.AutoCompactionRetention = embed.CompactorModePeriodic, compactAfter.String()

@@ -16,6 +16,7 @@ import (
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/pki"
 	"podwire.dev/internal/rpc"
+	"podwire.dev/internal/rpc/rpctest"
 	"podwire.dev/internal/store/etcdkv"
 	"podwire.dev/internal/store/kv"
 )
@@ -64,38 +65,9 @@ func start(t *testing.T, cfg Config) (stop func() error) {
 	return stop
 }
 
-// identity makes an identity directory that the CA signed.
-func identity(t *testing.T, pkiDir string, id pki.Identity) *rpc.Credentials {
-	t.Helper()
-	ca, err := pki.LoadAuthority(pkiDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, key, err := pki.NewRequest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := ca.SignStandard(csr, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if err := pki.WriteIdentity(dir, ca.CAPEM(), cert, key); err != nil {
-		t.Fatal(err)
-	}
-	creds, err := rpc.LoadCredentials(dir, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return creds
-}
-
 func TestOnlyServicesOpenTheStore(t *testing.T) {
 	t.Parallel()
-	pkiDir := t.TempDir()
-	if _, err := pki.Init(pkiDir, pki.Plan{}); err != nil {
-		t.Fatal(err)
-	}
+	pkiDir, ca := rpctest.Authority(t, pki.Plan{})
 	cfg := Config{DataDir: filepath.Join(t.TempDir(), "data")}
 	cfg.SetDefaults()
 	cfg.PeerPort = freePort(t)
@@ -107,18 +79,18 @@ func TestOnlyServicesOpenTheStore(t *testing.T) {
 	stop := start(t, cfg)
 
 	server := pki.Service("etcd")
-	anonymous := identity(t, pkiDir, pki.Service("ipam")).ClientTLS(server)
+	anonymous := rpctest.Credentials(t, ca, pki.Service("ipam")).ClientTLS(server)
 	anonymous.GetClientCertificate = nil
-	old := identity(t, pkiDir, pki.Service("ipam")).ClientTLS(server)
+	old := rpctest.Credentials(t, ca, pki.Service("ipam")).ClientTLS(server)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	for _, tt := range []struct {
 		who  string
 		tls  *tls.Config
 		open bool
 	}{
-		{"a service", identity(t, pkiDir, pki.Service("ipam")).ClientTLS(server), true},
-		{"a node", identity(t, pkiDir, pki.Node("node-1")).ClientTLS(server), false},
-		{"a user", identity(t, pkiDir, pki.User("admin")).ClientTLS(server), false},
+		{"a service", rpctest.Credentials(t, ca, pki.Service("ipam")).ClientTLS(server), true},
+		{"a node", rpctest.Credentials(t, ca, pki.Node("node-1")).ClientTLS(server), false},
+		{"a user", rpctest.Credentials(t, ca, pki.User("admin")).ClientTLS(server), false},
 		{"nobody", anonymous, false},
 		{"TLS 1.2", old, false},
 	} {
@@ -141,7 +113,7 @@ func TestOnlyServicesOpenTheStore(t *testing.T) {
 
 	// A restart finds what was written.
 	start(t, cfg)
-	if n := count(t, cfg.Listen, identity(t, pkiDir, pki.Service("ipam")).ClientTLS(server)); n != 1 {
+	if n := len(read(t, cfg.Listen, rpctest.Credentials(t, ca, pki.Service("ipam")).ClientTLS(server)).KVs); n != 1 {
 		t.Errorf("after a restart there are %d keys, want 1", n)
 	}
 	if info, err := os.Stat(cfg.DataDir); err != nil || info.Mode().Perm() != 0o700 {
@@ -170,13 +142,44 @@ func use(t *testing.T, listen string, config *tls.Config) error {
 	return err
 }
 
-func count(t *testing.T, listen string, config *tls.Config) int {
+func read(t *testing.T, listen string, config *tls.Config) kv.RangeResponse {
 	t.Helper()
 	resp, err := dial(t, listen, config).Range(t.Context(), kv.RangeRequest{Key: key})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(resp.KVs)
+	return resp
+}
+
+// A store that begins without data is another one than any before, and stays the same over restarts.
+func TestAnEmptiedStoreIsAnother(t *testing.T) {
+	t.Parallel()
+	pkiDir, ca := rpctest.Authority(t, pki.Plan{})
+	cfg := Config{DataDir: filepath.Join(t.TempDir(), "data")}
+	cfg.SetDefaults()
+	cfg.PeerPort = freePort(t)
+	cfg.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+	cfg.Identity = filepath.Join(pkiDir, pki.EtcdDir)
+	client := rpctest.Credentials(t, ca, pki.Service("ipam")).ClientTLS(pki.Service("etcd"))
+	cluster := func() uint64 {
+		t.Helper()
+		stop := start(t, cfg)
+		id := read(t, cfg.Listen, client).Header.Cluster
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	first := cluster()
+	if again := cluster(); again != first {
+		t.Errorf("after a restart the cluster id is %x, was %x", again, first)
+	}
+	if err := os.RemoveAll(cfg.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	if emptied := cluster(); emptied == first {
+		t.Errorf("the emptied store has the cluster id %x of the one before", emptied)
+	}
 }
 
 func TestConfig(t *testing.T) {

@@ -21,8 +21,9 @@ import (
 const (
 	askEvery = 50 * time.Millisecond
 	askTime  = time.Second
-	// supervisorTime is what a supervisor gets to begin.
+	// supervisorTime is what a supervisor gets to begin, and mostRevivals how many are tried after the first.
 	supervisorTime = 2 * time.Second
+	mostRevivals   = 2
 	// hopeless is how often a child may die before `up` gives up on it.
 	hopeless = 6
 	// tailLines is how much of a log a failure shows.
@@ -31,10 +32,13 @@ const (
 
 // await waits until every service serves, every fabric member among them is an endpoint, and every node is Ready. It is a Timeout, or a failure at once if a child
 // keeps dying; either names what is not up, why, and the end of its log.
-func await(ctx context.Context, env *session.Env, i instance, timeout time.Duration) error {
+// With revive it also waits for a supervisor, and starts another one where there is none: one that was alive when `up`
+// looked may have been killed since.
+func await(ctx context.Context, env *session.Env, i instance, timeout time.Duration, revive func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errTooLate)
 	defer cancel()
-	w := &waiter{env: env, inst: i, began: time.Now(), waiting: map[string]string{}}
+	now := time.Now()
+	w := &waiter{env: env, inst: i, began: now, supervisedAt: now, revive: revive, waiting: map[string]string{}}
 	for _, child := range i.children() {
 		w.order = append(w.order, child.Name)
 		w.waiting[child.Name] = "has not been asked yet"
@@ -43,10 +47,14 @@ func await(ctx context.Context, env *session.Env, i instance, timeout time.Durat
 	defer tick.Stop()
 	for {
 		w.ask(ctx)
-		if len(w.waiting) == 0 {
+		supervised, err := w.supervised()
+		if err == nil && len(w.waiting) == 0 && supervised {
 			return nil
 		}
-		if err := w.hope(); err != nil {
+		if err == nil {
+			err = w.hope()
+		}
+		if err != nil {
 			return err
 		}
 		select {
@@ -69,6 +77,10 @@ type waiter struct {
 	began   time.Time
 	order   []string
 	waiting map[string]string
+	// revive starts another supervisor, revived times so far, at supervisedAt the last time; nil where this process is it.
+	revive       func() error
+	revived      int
+	supervisedAt time.Time
 }
 
 // ask asks everything that was not ready the last time.
@@ -185,7 +197,7 @@ func (w *waiter) readyNodes(ctx context.Context) (map[string]error, error) {
 	return out, nil
 }
 
-// hope is the error that there is no point in waiting for: a child that dies again and again, or nobody to start it.
+// hope is the error that there is no point in waiting for: a child that dies again and again.
 func (w *waiter) hope() error {
 	for _, name := range w.order {
 		if _, waits := w.waiting[name]; !waits {
@@ -196,15 +208,26 @@ func (w *waiter) hope() error {
 			return errs.New(errs.Unavailable, "%s keeps dying%s", name, w.report())
 		}
 	}
-	if time.Since(w.began) < supervisorTime {
-		return nil
+	return nil
+}
+
+// supervised says whether there is a supervisor. Where there is none for a while, another one is started; it is an error
+// if that does not help.
+func (w *waiter) supervised() (bool, error) {
+	if w.revive == nil {
+		return true, nil
 	}
-	if _, alive, err := supervise.Alive(w.inst.dir); err != nil || alive {
-		return err
+	_, alive, err := supervise.Alive(w.inst.dir)
+	if err != nil || alive || time.Since(w.supervisedAt) < supervisorTime {
+		return alive, err
+	}
+	if w.revived < mostRevivals {
+		w.revived, w.supervisedAt = w.revived+1, time.Now()
+		return false, w.revive()
 	}
 	var b strings.Builder
 	w.tail(&b, supervisorName)
-	return errs.New(errs.Unavailable, "the supervisor died%s", b.String())
+	return false, errs.New(errs.Unavailable, "the supervisor died%s", b.String())
 }
 
 // report says what is not up, why, and what the log says last.

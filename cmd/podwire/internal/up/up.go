@@ -118,10 +118,15 @@ func Start(ctx context.Context, env *session.Env, req Request) error {
 	if err != nil {
 		return err
 	}
-	if err := await(ctx, env, b.inst, req.Timeout); err != nil {
+	revived := false
+	revive := func() error {
+		revived = true
+		return b.inst.startSupervisor()
+	}
+	if err := await(ctx, env, b.inst, req.Timeout, revive); err != nil {
 		return err
 	}
-	if b.unchanged() {
+	if b.unchanged() && !revived {
 		fmt.Fprintf(env.Stdout, "podwire is up already: %s; nothing changed\n", b.inst)
 		return nil
 	}
@@ -153,7 +158,7 @@ func Stay(ctx context.Context, env *session.Env, req Request) error {
 		log := daemon.NewLogger(logs, daemon.Log{}).With("service", supervisorName)
 		stayed = supervise.Run(ctx, supervise.Options{Dir: b.inst.dir, Children: b.inst.children(), Log: log})
 	})
-	err = await(ctx, env, b.inst, req.Timeout)
+	err = await(ctx, env, b.inst, req.Timeout, nil)
 	if err == nil {
 		fmt.Fprintf(env.Stdout, "podwire is up: %s; Ctrl-C stops it\n", b.inst)
 		<-ctx.Done()

@@ -3,6 +3,7 @@ package up
 import (
 	"bytes"
 	"context"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -245,6 +246,42 @@ func TestUpAndDown(t *testing.T) {
 		t.Errorf("links of the host: %v, before %v", got, before)
 	}
 }
+
+// The supervisor and a child are killed, and nobody waits for their end: the next up has to see that they are to end.
+func TestUpRightAfterAKill(t *testing.T) {
+	m := newMachine(t)
+	if _, err := m.up(func(o *Options) { o.Nodes = 1 }); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		before := m.processes()
+		agent := slices.IndexFunc(m.children(), func(c string) bool { return strings.Contains(c, "node-1") })
+		if agent < 0 {
+			t.Fatalf("no agent among %v", before)
+		}
+		for _, name := range []string{m.dir.Config(supervisorName), m.children()[agent]} {
+			if err := before[name].Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out := m.mustUp(); strings.Contains(out, "already") {
+			t.Errorf("up says %q", out)
+		}
+		after := m.processes()
+		for name, p := range after {
+			killed := name == m.dir.Config(supervisorName) || strings.Contains(name, "node-1")
+			if same := before[name] == p; same == killed {
+				t.Errorf("%s: %+v, before %+v", name, p, before[name])
+			}
+		}
+		if len(after) != len(before) {
+			t.Errorf("processes %v, before %v", after, before)
+		}
+	}
+}
+
+// children are the names of the processes.
+func (m *machine) children() []string { return slices.Sorted(maps.Keys(m.processes())) }
 
 func kill(t *testing.T, p proc.Process) {
 	t.Helper()

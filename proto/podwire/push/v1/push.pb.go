@@ -248,7 +248,9 @@ type Hello struct {
 	Digests []*TableDigest `protobuf:"bytes,4,rep,name=digests,proto3" json:"digests,omitempty"`
 	// Fabric member that subscribes: a replica of the calling service, whose name begins with the service's and a dash.
 	// Receipts do not wait for members. Empty where node is set.
-	Member        string `protobuf:"bytes,5,opt,name=member,proto3" json:"member,omitempty"`
+	Member string `protobuf:"bytes,5,opt,name=member,proto3" json:"member,omitempty"`
+	// History of the held version, as the service said it; 0 where it is not known.
+	History       uint64 `protobuf:"fixed64,6,opt,name=history,proto3" json:"history,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -316,6 +318,13 @@ func (x *Hello) GetMember() string {
 		return x.Member
 	}
 	return ""
+}
+
+func (x *Hello) GetHistory() uint64 {
+	if x != nil {
+		return x.History
+	}
+	return 0
 }
 
 // TableDigest identifies the content of one table, independent of row order.
@@ -640,7 +649,11 @@ type Begin struct {
 	// etcd revision of the World that the snapshot was planned from.
 	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// Rows to come; a snapshot that ends with another count is refused.
-	Rows          int64 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	Rows int64 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	// History that the version belongs to: the newest mark of the store at that revision (docs/adr/0008); 0 where none is known.
+	History uint64 `protobuf:"fixed64,4,opt,name=history,proto3" json:"history,omitempty"`
+	// Marks of the store that the snapshot was planned from, oldest first, at most 256: where it comes from. Empty: not known.
+	Ancestry      []uint64 `protobuf:"fixed64,5,rep,packed,name=ancestry,proto3" json:"ancestry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -694,6 +707,20 @@ func (x *Begin) GetRows() int64 {
 		return x.Rows
 	}
 	return 0
+}
+
+func (x *Begin) GetHistory() uint64 {
+	if x != nil {
+		return x.History
+	}
+	return 0
+}
+
+func (x *Begin) GetAncestry() []uint64 {
+	if x != nil {
+		return x.Ancestry
+	}
+	return nil
 }
 
 // Chunk is a part of a snapshot, at most 1 MiB encoded.
@@ -821,7 +848,9 @@ type Delta struct {
 	// Digest of each table that changed, after the change.
 	Digests []*TableDigest `protobuf:"bytes,6,rep,name=digests,proto3" json:"digests,omitempty"`
 	// The changes that this delta carries to the node.
-	Changes       []*Change `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes []*Change `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
+	// History that the version belongs to, as in Begin.
+	History       uint64 `protobuf:"fixed64,8,opt,name=history,proto3" json:"history,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -903,6 +932,13 @@ func (x *Delta) GetChanges() []*Change {
 		return x.Changes
 	}
 	return nil
+}
+
+func (x *Delta) GetHistory() uint64 {
+	if x != nil {
+		return x.History
+	}
+	return 0
 }
 
 // Change names one write in the store that a push carries, so that its trace reaches the kernel commit.
@@ -1030,14 +1066,15 @@ const file_podwire_push_v1_push_proto_rawDesc = "" +
 	"\x03end\x18\x03 \x01(\v2\x14.podwire.push.v1.EndH\x00R\x03end\x12.\n" +
 	"\x05delta\x18\x04 \x01(\v2\x16.podwire.push.v1.DeltaH\x00R\x05delta\x12:\n" +
 	"\treconnect\x18\x05 \x01(\v2\x1a.podwire.push.v1.ReconnectH\x00R\treconnectB\t\n" +
-	"\amessage\"\xa4\x01\n" +
+	"\amessage\"\xbe\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\x04R\tclusterId\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x03R\aversion\x126\n" +
 	"\adigests\x18\x04 \x03(\v2\x1c.podwire.push.v1.TableDigestR\adigests\x12\x16\n" +
-	"\x06member\x18\x05 \x01(\tR\x06member\"O\n" +
+	"\x06member\x18\x05 \x01(\tR\x06member\x12\x18\n" +
+	"\ahistory\x18\x06 \x01(\x06R\ahistory\"O\n" +
 	"\vTableDigest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\x03R\x04rows\x12\x16\n" +
@@ -1054,18 +1091,20 @@ const file_podwire_push_v1_push_proto_rawDesc = "" +
 	"\x05nanos\x18\x02 \x01(\x03R\x05nanos\"D\n" +
 	"\aRefused\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12!\n" +
-	"\fheld_version\x18\x02 \x01(\x03R\vheldVersion\"T\n" +
+	"\fheld_version\x18\x02 \x01(\x03R\vheldVersion\"\x8a\x01\n" +
 	"\x05Begin\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x12\n" +
-	"\x04rows\x18\x03 \x01(\x03R\x04rows\"1\n" +
+	"\x04rows\x18\x03 \x01(\x03R\x04rows\x12\x18\n" +
+	"\ahistory\x18\x04 \x01(\x06R\ahistory\x12\x1a\n" +
+	"\bancestry\x18\x05 \x03(\x06R\bancestry\"1\n" +
 	"\x05Chunk\x12(\n" +
 	"\x04rows\x18\x01 \x03(\v2\x14.podwire.push.v1.RowR\x04rows\"\x8a\x01\n" +
 	"\x03End\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x03R\aversion\x126\n" +
 	"\adigests\x18\x02 \x03(\v2\x1c.podwire.push.v1.TableDigestR\adigests\x121\n" +
-	"\achanges\x18\x03 \x03(\v2\x17.podwire.push.v1.ChangeR\achanges\"\xa2\x02\n" +
+	"\achanges\x18\x03 \x03(\v2\x17.podwire.push.v1.ChangeR\achanges\"\xbc\x02\n" +
 	"\x05Delta\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x12\n" +
@@ -1074,7 +1113,8 @@ const file_podwire_push_v1_push_proto_rawDesc = "" +
 	"\aupserts\x18\x04 \x03(\v2\x14.podwire.push.v1.RowR\aupserts\x121\n" +
 	"\aremoves\x18\x05 \x03(\v2\x17.podwire.push.v1.RowKeyR\aremoves\x126\n" +
 	"\adigests\x18\x06 \x03(\v2\x1c.podwire.push.v1.TableDigestR\adigests\x121\n" +
-	"\achanges\x18\a \x03(\v2\x17.podwire.push.v1.ChangeR\achanges\"^\n" +
+	"\achanges\x18\a \x03(\v2\x17.podwire.push.v1.ChangeR\achanges\x12\x18\n" +
+	"\ahistory\x18\b \x01(\x06R\ahistory\"^\n" +
 	"\x06Change\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12 \n" +
 	"\vtraceparent\x18\x02 \x01(\tR\vtraceparent\x12\x16\n" +

@@ -1246,9 +1246,12 @@ type Endpoint struct {
 	Address   []byte                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
 	Port      uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
 	// Node that runs it; empty: unknown, so local to no node.
-	Node          string         `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
-	Zone          string         `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
-	State         Endpoint_State `protobuf:"varint,9,opt,name=state,proto3,enum=podwire.push.v1.Endpoint_State" json:"state,omitempty"`
+	Node  string         `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	Zone  string         `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
+	State Endpoint_State `protobuf:"varint,9,opt,name=state,proto3,enum=podwire.push.v1.Endpoint_State" json:"state,omitempty"`
+	// Zones and nodes whose clients are to use it, as its EndpointSlice says; empty: the slice has no such hint.
+	HintZones     []string `protobuf:"bytes,10,rep,name=hint_zones,json=hintZones,proto3" json:"hint_zones,omitempty"`
+	HintNodes     []string `protobuf:"bytes,11,rep,name=hint_nodes,json=hintNodes,proto3" json:"hint_nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1344,6 +1347,20 @@ func (x *Endpoint) GetState() Endpoint_State {
 		return x.State
 	}
 	return Endpoint_STATE_UNSPECIFIED
+}
+
+func (x *Endpoint) GetHintZones() []string {
+	if x != nil {
+		return x.HintZones
+	}
+	return nil
+}
+
+func (x *Endpoint) GetHintNodes() []string {
+	if x != nil {
+		return x.HintNodes
+	}
+	return nil
 }
 
 // Announcement gives a load balancer address to one node to announce. Written by svcproxy.
@@ -1838,7 +1855,7 @@ const file_podwire_push_v1_rows_proto_rawDesc = "" +
 	"\x06Policy\x12\x16\n" +
 	"\x12POLICY_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePOLICY_CLUSTER\x10\x01\x12\x10\n" +
-	"\fPOLICY_LOCAL\x10\x02\"\xeb\x02\n" +
+	"\fPOLICY_LOCAL\x10\x02\"\xa9\x03\n" +
 	"\bEndpoint\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1b\n" +
@@ -1848,7 +1865,12 @@ const file_podwire_push_v1_rows_proto_rawDesc = "" +
 	"\x04port\x18\x06 \x01(\rR\x04port\x12\x12\n" +
 	"\x04node\x18\a \x01(\tR\x04node\x12\x12\n" +
 	"\x04zone\x18\b \x01(\tR\x04zone\x125\n" +
-	"\x05state\x18\t \x01(\x0e2\x1f.podwire.push.v1.Endpoint.StateR\x05state\"F\n" +
+	"\x05state\x18\t \x01(\x0e2\x1f.podwire.push.v1.Endpoint.StateR\x05state\x12\x1d\n" +
+	"\n" +
+	"hint_zones\x18\n" +
+	" \x03(\tR\thintZones\x12\x1d\n" +
+	"\n" +
+	"hint_nodes\x18\v \x03(\tR\thintNodes\"F\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSTATE_READY\x10\x01\x12\x15\n" +

@@ -433,9 +433,12 @@ type Laggard struct {
 	// etcd revision that the subscriber refused; 0 means none.
 	RefusedRevision int64 `protobuf:"varint,3,opt,name=refused_revision,json=refusedRevision,proto3" json:"refused_revision,omitempty"`
 	// Why it refused, in the subscriber's words; empty where nothing was refused.
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Newest etcd revision up to which the refusal speaks: whatever was changed up to there had reached the subscriber before it
+	// refused, or concerns nothing that the subscriber is sent. 0 where nothing was refused.
+	RefusedThrough int64 `protobuf:"varint,5,opt,name=refused_through,json=refusedThrough,proto3" json:"refused_through,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Laggard) Reset() {
@@ -496,6 +499,60 @@ func (x *Laggard) GetReason() string {
 	return ""
 }
 
+func (x *Laggard) GetRefusedThrough() int64 {
+	if x != nil {
+		return x.RefusedThrough
+	}
+	return 0
+}
+
+// History is the value under /podwire/o/~history: what tells one history of this store from another that was undone when
+// the store was restored from a backup. Whoever begins to follow the store adds a mark.
+type History struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first, at most 256: older ones are forgotten.
+	Marks         []*History_Mark `protobuf:"bytes,1,rep,name=marks,proto3" json:"marks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *History) Reset() {
+	*x = History{}
+	mi := &file_podwire_store_v1_store_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *History) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*History) ProtoMessage() {}
+
+func (x *History) ProtoReflect() protoreflect.Message {
+	mi := &file_podwire_store_v1_store_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use History.ProtoReflect.Descriptor instead.
+func (*History) Descriptor() ([]byte, []int) {
+	return file_podwire_store_v1_store_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *History) GetMarks() []*History_Mark {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
 // Required is the value under /podwire/x/required, written by `cluster` from its configuration.
 type Required struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -508,7 +565,7 @@ type Required struct {
 
 func (x *Required) Reset() {
 	*x = Required{}
-	mi := &file_podwire_store_v1_store_proto_msgTypes[7]
+	mi := &file_podwire_store_v1_store_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +577,7 @@ func (x *Required) String() string {
 func (*Required) ProtoMessage() {}
 
 func (x *Required) ProtoReflect() protoreflect.Message {
-	mi := &file_podwire_store_v1_store_proto_msgTypes[7]
+	mi := &file_podwire_store_v1_store_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +590,7 @@ func (x *Required) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Required.ProtoReflect.Descriptor instead.
 func (*Required) Descriptor() ([]byte, []int) {
-	return file_podwire_store_v1_store_proto_rawDescGZIP(), []int{7}
+	return file_podwire_store_v1_store_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Required) GetServices() []string {
@@ -563,7 +620,7 @@ type PageToken struct {
 
 func (x *PageToken) Reset() {
 	*x = PageToken{}
-	mi := &file_podwire_store_v1_store_proto_msgTypes[8]
+	mi := &file_podwire_store_v1_store_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +632,7 @@ func (x *PageToken) String() string {
 func (*PageToken) ProtoMessage() {}
 
 func (x *PageToken) ProtoReflect() protoreflect.Message {
-	mi := &file_podwire_store_v1_store_proto_msgTypes[8]
+	mi := &file_podwire_store_v1_store_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +645,7 @@ func (x *PageToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageToken.ProtoReflect.Descriptor instead.
 func (*PageToken) Descriptor() ([]byte, []int) {
-	return file_podwire_store_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_podwire_store_v1_store_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PageToken) GetRevision() int64 {
@@ -626,6 +683,61 @@ func (x *PageToken) GetAfterName() string {
 	return ""
 }
 
+// Mark is one of them.
+type History_Mark struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Random, never 0.
+	Id uint64 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
+	// etcd revision that wrote the mark; 0 in the newest, whose revision is that of the value.
+	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *History_Mark) Reset() {
+	*x = History_Mark{}
+	mi := &file_podwire_store_v1_store_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *History_Mark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*History_Mark) ProtoMessage() {}
+
+func (x *History_Mark) ProtoReflect() protoreflect.Message {
+	mi := &file_podwire_store_v1_store_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use History_Mark.ProtoReflect.Descriptor instead.
+func (*History_Mark) Descriptor() ([]byte, []int) {
+	return file_podwire_store_v1_store_proto_rawDescGZIP(), []int{7, 0}
+}
+
+func (x *History_Mark) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *History_Mark) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 var File_podwire_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_podwire_store_v1_store_proto_rawDesc = "" +
@@ -655,12 +767,18 @@ const file_podwire_store_v1_store_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"^\n" +
 	"\tWatermark\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x125\n" +
-	"\blaggards\x18\x02 \x03(\v2\x19.podwire.store.v1.LaggardR\blaggards\"|\n" +
+	"\blaggards\x18\x02 \x03(\v2\x19.podwire.store.v1.LaggardR\blaggards\"\xa5\x01\n" +
 	"\aLaggard\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12)\n" +
 	"\x10refused_revision\x18\x03 \x01(\x03R\x0frefusedRevision\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"&\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12'\n" +
+	"\x0frefused_through\x18\x05 \x01(\x03R\x0erefusedThrough\"s\n" +
+	"\aHistory\x124\n" +
+	"\x05marks\x18\x01 \x03(\v2\x1e.podwire.store.v1.History.MarkR\x05marks\x1a2\n" +
+	"\x04Mark\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"&\n" +
 	"\bRequired\x12\x1a\n" +
 	"\bservices\x18\x01 \x03(\tR\bservices\"\xa1\x01\n" +
 	"\tPageToken\x12\x1a\n" +
@@ -683,27 +801,30 @@ func file_podwire_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_podwire_store_v1_store_proto_rawDescData
 }
 
-var file_podwire_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_podwire_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_podwire_store_v1_store_proto_goTypes = []any{
-	(*Cause)(nil),     // 0: podwire.store.v1.Cause
-	(*Envelope)(nil),  // 1: podwire.store.v1.Envelope
-	(*Tombstone)(nil), // 2: podwire.store.v1.Tombstone
-	(*Replica)(nil),   // 3: podwire.store.v1.Replica
-	(*Leader)(nil),    // 4: podwire.store.v1.Leader
-	(*Watermark)(nil), // 5: podwire.store.v1.Watermark
-	(*Laggard)(nil),   // 6: podwire.store.v1.Laggard
-	(*Required)(nil),  // 7: podwire.store.v1.Required
-	(*PageToken)(nil), // 8: podwire.store.v1.PageToken
+	(*Cause)(nil),        // 0: podwire.store.v1.Cause
+	(*Envelope)(nil),     // 1: podwire.store.v1.Envelope
+	(*Tombstone)(nil),    // 2: podwire.store.v1.Tombstone
+	(*Replica)(nil),      // 3: podwire.store.v1.Replica
+	(*Leader)(nil),       // 4: podwire.store.v1.Leader
+	(*Watermark)(nil),    // 5: podwire.store.v1.Watermark
+	(*Laggard)(nil),      // 6: podwire.store.v1.Laggard
+	(*History)(nil),      // 7: podwire.store.v1.History
+	(*Required)(nil),     // 8: podwire.store.v1.Required
+	(*PageToken)(nil),    // 9: podwire.store.v1.PageToken
+	(*History_Mark)(nil), // 10: podwire.store.v1.History.Mark
 }
 var file_podwire_store_v1_store_proto_depIdxs = []int32{
-	0, // 0: podwire.store.v1.Envelope.cause:type_name -> podwire.store.v1.Cause
-	0, // 1: podwire.store.v1.Tombstone.cause:type_name -> podwire.store.v1.Cause
-	6, // 2: podwire.store.v1.Watermark.laggards:type_name -> podwire.store.v1.Laggard
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	0,  // 0: podwire.store.v1.Envelope.cause:type_name -> podwire.store.v1.Cause
+	0,  // 1: podwire.store.v1.Tombstone.cause:type_name -> podwire.store.v1.Cause
+	6,  // 2: podwire.store.v1.Watermark.laggards:type_name -> podwire.store.v1.Laggard
+	10, // 3: podwire.store.v1.History.marks:type_name -> podwire.store.v1.History.Mark
+	4,  // [4:4] is the sub-list for method output_type
+	4,  // [4:4] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_podwire_store_v1_store_proto_init() }
@@ -717,7 +838,7 @@ func file_podwire_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_podwire_store_v1_store_proto_rawDesc), len(file_podwire_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -135,6 +135,9 @@ func attendanceOf(service string, req *clusterv1.AttendRequest) (members.Attenda
 	return a, errs.InvalidFields("member "+req.GetName(), bad)
 }
 
+// broadcast is IPv4's limited broadcast address.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // addressList reads addresses, at most one of each family.
 func addressList(field string, texts []string, add func(field, value, rule string)) (out []netip.Addr) {
 	families := map[bool]bool{}
@@ -142,7 +145,8 @@ func addressList(field string, texts []string, add func(field, value, rule strin
 		addr, err := netip.ParseAddr(text)
 		at := fmt.Sprintf("%s[%d]", field, i)
 		switch {
-		case err != nil || addr.Zone() != "" || addr.Is4In6() || addr.IsUnspecified() || addr.IsLoopback():
+		case err != nil || addr.Zone() != "" || addr.Is4In6() || addr.IsUnspecified() || addr.IsLoopback() ||
+			addr.IsMulticast() || addr == broadcast:
 			add(at, text, "must be an IPv4 or IPv6 address of a host")
 		case families[addr.Is4()]:
 			add(at, text, "must be the only one of its family")

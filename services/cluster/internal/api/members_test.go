@@ -2,10 +2,12 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	"podwire.dev/services/cluster/internal/members"
 	"podwire.dev/services/cluster/internal/planner"
+	"podwire.dev/services/cluster/internal/silence"
 )
 
 func memberKey(name string) store.Key {
@@ -199,6 +202,14 @@ func TestMembersHavePods(t *testing.T) {
 	}
 	m.record()
 	m.wants("the member says not ready", "dns-1", "False")
+	a.Reason = "x" + strings.Repeat("é", 1000)
+	if _, _, err := enter(); err != nil {
+		t.Fatal(err)
+	}
+	m.record()
+	if o, _ := m.pod("dns-1"); o.GetStatus().GetConditions()[0].GetMessage() != "x"+strings.Repeat("é", 255) {
+		t.Errorf("a long reason: %v", o.GetStatus().GetConditions())
+	}
 	a.Ready = true
 	a.Addresses = append(a.Addresses, netip.MustParseAddr("fd00:10:244::1"))
 	if _, _, err := enter(); err != nil {
@@ -248,12 +259,45 @@ func TestMembersFallSilent(t *testing.T) {
 
 	m.restart() // cluster's process is replaced: the member has time to find it
 	m.record()
-	after(members.ReconnectAfter - time.Millisecond)
+	after(silence.ReconnectAfter - time.Millisecond)
 	m.wants("after a restart of cluster", "dns-1", "True")
 	after(time.Millisecond)
 	m.wants("it never came back", "dns-1", "False")
 	after(members.GoneAfter - members.SilentAfter)
 	m.wants("for good", "dns-1", "")
+}
+
+// TestMembersAreSucceeded: a replica in a container that was made anew has another name and its predecessor's address.
+func TestMembersAreSucceeded(t *testing.T) {
+	m := newMemberBench(t)
+	m.lease("dns-1", "10.244.0.65")
+	m.lease("dns-2", "10.244.0.66")
+	streams := map[string]members.Stream{}
+	enter := func(name, address, underlay string) {
+		t.Helper()
+		a := attendance(name, address)
+		a.Underlay = []netip.Addr{netip.MustParseAddr(underlay)}
+		streams[name] = m.keeper.Open()
+		if _, _, err := m.keeper.Enter(a, streams[name]); err != nil {
+			t.Fatal(err)
+		}
+		m.record()
+	}
+	enter("dns-1", "10.244.0.65", "172.30.0.31")
+	enter("dns-2", "10.244.0.66", "172.30.0.31")
+	m.wants("two at one address: who lives stays", "dns-1", "True")
+	m.wants("two at one address: who lives stays", "dns-2", "True")
+	enter("dns-2", "10.244.0.66", "172.30.0.32")
+	m.keeper.End("dns-1", streams["dns-1"])
+	m.now = m.now.Add(members.EndedAfter)
+	m.record()
+	m.wants("its stream ended, and nobody has its address", "dns-1", "False")
+	enter("dns-2", "10.244.0.66", "172.30.0.31")
+	m.wants("another has its address", "dns-1", "")
+	m.wants("the other", "dns-2", "True")
+	m.record()
+	enter("dns-1", "10.244.0.65", "172.30.0.33")
+	m.wants("back at another address", "dns-1", "True")
 }
 
 func TestMembersRefused(t *testing.T) {
@@ -272,6 +316,29 @@ func TestMembersRefused(t *testing.T) {
 	m.record()
 	if o, _ := m.pod("dns-1"); o.GetMetadata().GetUid() != "another" {
 		t.Errorf("the other's Pod is %v", o)
+	}
+}
+
+// TestMembersAreBounded: whoever steals a service's identity makes no end of Pods with it.
+func TestMembersAreBounded(t *testing.T) {
+	m := newMemberBench(t)
+	enter := func(i int) error {
+		_, _, err := m.keeper.Enter(attendance(fmt.Sprintf("dns-%d", i), "10.244.0.65"), m.keeper.Open())
+		return err
+	}
+	for i := range members.MaxOfService {
+		if err := enter(i); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	m.refused("one more", enter(members.MaxOfService), errs.Exhausted)
+	if err := enter(0); err != nil {
+		t.Errorf("one that is known: %v", err)
+	}
+	a := attendance("ingress-1", "10.244.0.65")
+	a.Service = "ingress"
+	if _, _, err := m.keeper.Enter(a, m.keeper.Open()); err != nil {
+		t.Errorf("another service: %v", err)
 	}
 }
 
@@ -330,6 +397,8 @@ func TestAttend(t *testing.T) {
 		{"another service", pki.Service("ingress"), []*clusterv1.AttendRequest{ask(same)}, errs.Denied},
 		{"a person", pki.User("alice"), []*clusterv1.AttendRequest{ask(same)}, errs.Denied},
 		{"no underlay", dns, []*clusterv1.AttendRequest{ask(func(r *clusterv1.AttendRequest) { r.Underlay = nil })}, errs.Invalid},
+		{"an underlay that is nobody's", dns, []*clusterv1.AttendRequest{ask(func(r *clusterv1.AttendRequest) { r.Underlay[0] = "255.255.255.255" })}, errs.Invalid},
+		{"an underlay that is many", dns, []*clusterv1.AttendRequest{ask(func(r *clusterv1.AttendRequest) { r.Underlay[0] = "224.0.0.1" })}, errs.Invalid},
 		{"two of a family", dns, []*clusterv1.AttendRequest{ask(func(r *clusterv1.AttendRequest) { r.Addresses[1] = "10.244.0.66" })}, errs.Invalid},
 		{"no address", dns, []*clusterv1.AttendRequest{ask(func(r *clusterv1.AttendRequest) { r.Addresses[1] = "x" })}, errs.Invalid},
 		{"a port of no protocol", dns, []*clusterv1.AttendRequest{ask(func(r *clusterv1.AttendRequest) { r.Ports[0].Protocol = "" })}, errs.Invalid},

@@ -75,6 +75,8 @@ func TestWait(t *testing.T) {
 	}
 	slow := store.Laggard{Node: "n1", Revision: 6}
 	no := store.Laggard{Node: "n2", Revision: 6, Refused: 8, Reason: "no room"}
+	still := no
+	still.Through = 9
 	cases := []struct {
 		name  string
 		req   *clusterv1.WaitRequest
@@ -90,7 +92,9 @@ func TestWait(t *testing.T) {
 		{"all required", &clusterv1.WaitRequest{Revision: 9, AllRequired: true}, script{{at("policy", 9)}, {at("cluster", 9), at("policy", 9)}}, 2, true, 0, ""},
 		{"a service that was not asked for", &clusterv1.WaitRequest{Revision: 9, Services: []string{"policy"}}, script{{at("policy", 9), at("ipam", 3)}}, 1, true, 0, ""},
 		{"only the progress", &clusterv1.WaitRequest{AllRequired: true}, script{{at("policy", 3)}}, 1, true, 0, ""},
-		{"refused", &clusterv1.WaitRequest{Revision: 9, Services: []string{"policy"}}, script{{at("policy", 6, slow, no)}}, 1, false, errs.Conflict, "node n2 refused revision 8 of policy: no room"},
+		{"refused", &clusterv1.WaitRequest{Revision: 9, Services: []string{"policy"}}, script{{at("policy", 6, slow, still)}}, 1, false, errs.Conflict, "node n2 refused revision 8 of policy: no room"},
+		{"refused what was before", &clusterv1.WaitRequest{Revision: 9, Services: []string{"policy"}},
+			script{{at("policy", 6, slow, no)}, {at("policy", 9)}}, 2, true, 0, ""},
 		{"refused later on", &clusterv1.WaitRequest{Revision: 6, Services: []string{"policy"}}, script{{at("policy", 5, no)}, {at("policy", 6, no)}}, 2, true, 0, ""},
 		{"nothing named", &clusterv1.WaitRequest{Revision: 9}, nil, 0, false, errs.Invalid, "services: is required unless all_required is set"},
 		{"nobody known", &clusterv1.WaitRequest{Revision: -1, Services: []string{"gateway"}}, nil, 0, false, errs.Invalid, "services[0]"},

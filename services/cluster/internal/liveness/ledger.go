@@ -13,17 +13,14 @@ package liveness
 import (
 	"sync"
 	"time"
+
+	"podwire.dev/services/cluster/internal/silence"
 )
 
-// Thresholds of silence, and how far our own tick may be late before we distrust ourselves.
+// Thresholds of silence.
 const (
 	NotReadyAfter = time.Second
 	DeadAfter     = 3 * time.Second
-	// ReconnectAfter is what agents get to find a replica that begins to lead: above the longest pause between two
-	// attempts to connect.
-	ReconnectAfter = 8 * time.Second
-	Tick           = 100 * time.Millisecond
-	stallAfter     = 500 * time.Millisecond
 )
 
 // State is what a node is judged to be.
@@ -62,8 +59,7 @@ type Beat struct {
 type Ledger struct {
 	mu    sync.Mutex
 	nodes map[string]*vital
-	// since is when this replica began to lead, ticked the last Tick.
-	since, ticked time.Time
+	clock silence.Clock
 }
 
 type vital struct {
@@ -75,14 +71,16 @@ type vital struct {
 }
 
 // NewLedger makes an empty Ledger.
-func NewLedger() *Ledger { return &Ledger{nodes: map[string]*vital{}} }
+func NewLedger() *Ledger {
+	return &Ledger{nodes: map[string]*vital{}, clock: silence.Clock{Patience: NotReadyAfter}}
+}
 
 // Restart forgets what was heard: the replica begins to lead.
 func (l *Ledger) Restart(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.nodes = map[string]*vital{}
-	l.since, l.ticked = now, now
+	l.clock.Restart(now)
 }
 
 // Beat enters a heartbeat.
@@ -107,16 +105,9 @@ func (l *Ledger) vital(node string) *vital {
 func (l *Ledger) Tick(now time.Time) (stalled bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	late := now.Sub(l.ticked) - Tick
-	stalled = !l.ticked.IsZero() && late > stallAfter
-	l.ticked = now
+	fresh, stalled := l.clock.Tick(now)
 	if !stalled {
 		return false
-	}
-	fresh := now
-	if late > DeadAfter {
-		// Long enough for connections to break: the agents have to find us again.
-		l.since, fresh = now, reconnected(now)
 	}
 	for _, v := range l.nodes {
 		if v.heard.Before(fresh) {
@@ -135,10 +126,7 @@ func (l *Ledger) Judge(names []string, now time.Time) map[string]Judgement {
 	for _, name := range names {
 		v := l.nodes[name]
 		if v == nil {
-			v = &vital{heard: now}
-			if now.Sub(l.since) < ReconnectAfter {
-				v.heard = reconnected(l.since)
-			}
+			v = &vital{heard: l.clock.Unheard(now)}
 		}
 		kept[name] = v
 		out[name] = v.judge(now)
@@ -147,16 +135,13 @@ func (l *Ledger) Judge(names []string, now time.Time) map[string]Judgement {
 	return out
 }
 
-// reconnected is from when on silence counts for a node that has to find us first.
-func reconnected(since time.Time) time.Time { return since.Add(ReconnectAfter - NotReadyAfter) }
-
 func (v *vital) judge(now time.Time) Judgement {
 	j := Judgement{Heard: v.when}
-	silence := now.Sub(v.heard)
+	unheard := now.Sub(v.heard)
 	switch {
-	case silence >= DeadAfter:
+	case unheard >= DeadAfter:
 		j.State = Dead
-	case silence >= NotReadyAfter:
+	case unheard >= NotReadyAfter:
 		j.State = Silent
 	case v.last == nil:
 	case v.last.Ready:

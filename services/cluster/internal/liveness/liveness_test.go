@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	objectv1 "podwire.dev/proto/podwire/object/v1"
+	"podwire.dev/services/cluster/internal/silence"
 )
 
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -27,7 +28,7 @@ func newClock(t *testing.T) *clock {
 
 func (c *clock) step(d time.Duration, beats ...Beat) {
 	for end := c.now.Add(d); c.now.Before(end); {
-		c.now = c.now.Add(Tick)
+		c.now = c.now.Add(silence.Tick)
 		if c.ledger.Tick(c.now) {
 			c.t.Fatal("a tick in time counts as late")
 		}
@@ -53,24 +54,24 @@ func TestSilence(t *testing.T) {
 	if j := c.ledger.Judge([]string{"b", "a"}, c.now)["b"]; j.Reason != "waits for policy" || !j.Heard.Equal(c.now) {
 		t.Errorf("b is judged %+v: the agent's reason and time are lost", j)
 	}
-	c.step(NotReadyAfter-Tick, b)
+	c.step(NotReadyAfter-silence.Tick, b)
 	c.want("a", Ready)
-	c.step(Tick, b)
+	c.step(silence.Tick, b)
 	c.want("a", Silent)
 	c.want("b", NotReady)
-	c.step(DeadAfter-NotReadyAfter-Tick, b)
+	c.step(DeadAfter-NotReadyAfter-silence.Tick, b)
 	c.want("a", Silent)
-	c.step(Tick, b)
+	c.step(silence.Tick, b)
 	c.want("a", Dead)
-	c.step(Tick, a, b)
+	c.step(silence.Tick, a, b)
 	c.want("a", Ready)
 }
 
 func TestFreshPeriodOfANewLeader(t *testing.T) {
 	c := newClock(t)
-	c.step(ReconnectAfter-Tick, Beat{Node: "b", Ready: true})
+	c.step(silence.ReconnectAfter-silence.Tick, Beat{Node: "b", Ready: true})
 	c.want("a", Unjudged)
-	c.step(Tick, Beat{Node: "b", Ready: true})
+	c.step(silence.Tick, Beat{Node: "b", Ready: true})
 	c.want("a", Silent)
 	c.step(DeadAfter-NotReadyAfter, Beat{Node: "b", Ready: true})
 	c.want("a", Dead)
@@ -96,9 +97,9 @@ func TestOwnStallIsNobodysDeath(t *testing.T) {
 	if !c.ledger.Tick(c.now) {
 		t.Fatal("a tick that comes a minute late is not noticed")
 	}
-	c.step(ReconnectAfter-Tick, Beat{Node: "b", Ready: true})
+	c.step(silence.ReconnectAfter-silence.Tick, Beat{Node: "b", Ready: true})
 	c.want("a", Ready)
-	c.step(Tick)
+	c.step(silence.Tick)
 	c.want("a", Silent)
 	c.want("b", Ready)
 }

@@ -12,6 +12,7 @@ import (
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/store"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
+	"podwire.dev/services/cluster/internal/silence"
 )
 
 // Reasons of the Ready condition.
@@ -76,34 +77,20 @@ func (m *Monitor) Dead(node string) bool { return m.deaths.has(node) }
 
 // Watch ticks until ctx ends. It does nothing else, so that a late tick means a starved process, and no slow write.
 func (m *Monitor) Watch(ctx context.Context) error {
-	ticker := time.NewTicker(Tick)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			if m.ledger.Tick(m.Now()) {
-				m.Log.Warn("this process stood still: every node gets a fresh period before it is judged")
-			}
+	return silence.EveryTick(ctx, nil, func() {
+		if m.ledger.Tick(m.Now()) {
+			m.Log.Warn("this process stood still: every node gets a fresh period before it is judged")
 		}
-	}
+	})
 }
 
 // Run records what is judged until ctx ends.
 func (m *Monitor) Run(ctx context.Context) error {
-	ticker := time.NewTicker(Tick)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			if err := m.Record(ctx); err != nil && ctx.Err() == nil {
-				m.Log.Warn("readiness of nodes is not recorded, trying again", "error", err)
-			}
+	return silence.EveryTick(ctx, nil, func() {
+		if err := m.Record(ctx); err != nil && ctx.Err() == nil {
+			m.Log.Warn("readiness of nodes is not recorded, trying again", "error", err)
 		}
-	}
+	})
 }
 
 // Record judges all nodes now and writes what differs from the store. A Node that changed meanwhile is left for the next

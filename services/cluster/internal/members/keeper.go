@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"podwire.dev/internal/store"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 	"podwire.dev/services/cluster/internal/planner"
+	"podwire.dev/services/cluster/internal/silence"
 )
 
 // Where members' Pods are, and by what they are known.
@@ -75,10 +77,14 @@ func (k *Keeper) Open() Stream { return k.ledger.open() }
 
 // Enter notes a sign of life. elected false: this replica does not lead, and the member has to turn to the one that does.
 // at is the revision at which the member's Pod says what the member said last, 0 while it does not. Exists where the name
-// is that of a Pod of another origin.
+// is that of a Pod of another origin, Exhausted where the service has too many members.
 func (k *Keeper) Enter(a Attendance, s Stream) (elected bool, at store.Revision, err error) {
 	if k.Leader.Leadership() == nil {
 		return false, 0, nil
+	}
+	if k.ledger.full(a) {
+		return true, 0, errs.New(errs.Exhausted, "member %s: %d replicas of %s attend or were heard within %s, which is the most that may",
+			a.Name, MaxOfService, a.Service, GoneAfter)
 	}
 	if k.ledger.enter(a, s, k.Now()) {
 		select {
@@ -96,35 +102,20 @@ func (k *Keeper) End(name string, s Stream) { k.ledger.end(name, s, k.Now()) }
 
 // Watch ticks until ctx ends. It does nothing else, so that a late tick means a starved process, and no slow write.
 func (k *Keeper) Watch(ctx context.Context) error {
-	ticker := time.NewTicker(Tick)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			if k.ledger.tick(k.Now()) {
-				k.Log.Warn("this process stood still: every fabric member gets a fresh period before it is judged")
-			}
+	return silence.EveryTick(ctx, nil, func() {
+		if k.ledger.tick(k.Now()) {
+			k.Log.Warn("this process stood still: every fabric member gets a fresh period before it is judged")
 		}
-	}
+	})
 }
 
 // Run records who attends until ctx ends: news at once.
 func (k *Keeper) Run(ctx context.Context) error {
-	ticker := time.NewTicker(Tick)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		case <-k.news:
-		}
+	return silence.EveryTick(ctx, k.news, func() {
 		if err := k.Record(ctx); err != nil && ctx.Err() == nil {
 			k.Log.Warn("fabric members are not recorded, trying again", "error", err)
 		}
-	}
+	})
 }
 
 // Record writes the Pods that differ from what is known of the members now. A Pod that changed meanwhile is left for the
@@ -164,6 +155,9 @@ func (k *Keeper) Record(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	for _, name := range succeeded(judged, pods) {
+		judged[name] = judgement{state: replaced}
+	}
 	var failed error
 	for name, j := range judged {
 		rec, exists := pods[name]
@@ -174,8 +168,8 @@ func (k *Keeper) Record(ctx context.Context) error {
 			err = k.attended(ctx, t, *j.last, leased[name])
 		case silent:
 			err = k.fellSilent(ctx, t)
-		case gone:
-			err = k.remove(ctx, t)
+		case replaced, gone:
+			err = k.remove(ctx, t, j.state)
 		case unjudged:
 		}
 		if err != nil && !errs.Is(err, errs.Conflict) && failed == nil { // a Conflict: it changed, or the election did
@@ -183,6 +177,31 @@ func (k *Keeper) Record(ctx context.Context) error {
 		}
 	}
 	return failed
+}
+
+// succeeded names the silent members whose underlay address another one has now. In a container that is made anew a
+// replica gets another name and often the address of its predecessor, which so cannot come back, and whose leases and rows
+// would be in its way.
+func succeeded(judged map[string]judgement, pods map[string]store.Record) []string {
+	holders := map[string]bool{}
+	for _, j := range judged {
+		if j.state == attending {
+			for _, a := range j.last.Underlay {
+				holders[a.String()] = true
+			}
+		}
+	}
+	var names []string
+	for name, j := range judged {
+		pod, ok := pods[name].Object.(*objectv1.Pod)
+		if !ok || j.state != silent {
+			continue
+		}
+		if slices.ContainsFunc(pod.GetStatus().GetHostIps(), func(h *objectv1.HostIP) bool { return holders[h.GetIp()] }) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // turn is one member's in one Record.
@@ -257,13 +276,17 @@ func (k *Keeper) fellSilent(ctx context.Context, t turn) error {
 	return nil
 }
 
-// remove deletes the Pod of a member that is gone.
-func (k *Keeper) remove(ctx context.Context, t turn) error {
+// remove deletes the Pod of a member that is gone or replaced.
+func (k *Keeper) remove(ctx context.Context, t turn, why state) error {
 	if t.exists && isMember(t.rec) {
 		if _, err := k.Store.Txn().RequireLeader(t.lead).Delete(t.rec).Commit(ctx); err != nil {
 			return err
 		}
-		k.Log.Warn("fabric member is gone, its Pod is deleted", "member", t.name)
+		if why == replaced {
+			k.Log.Info("another fabric member has the underlay address of a silent one, whose Pod is deleted", "member", t.name)
+		} else {
+			k.Log.Warn("fabric member is gone, its Pod is deleted", "member", t.name)
+		}
 	}
 	k.ledger.forget(t.name, t.now)
 	k.mu.Lock()

@@ -2,7 +2,8 @@
 // the elected replica.
 //
 // In: what members say of themselves, the Pods and address blocks of the World, a clock. Out: a Pod of kube-system for each
-// member, written by the elected replica whenever it differs; NotReady after 3 s of silence, deleted after 60 s.
+// member, written by the elected replica whenever it differs; NotReady after 3 s of silence, deleted after 60 s, or as soon
+// as another member attends with its underlay address.
 //
 // Invariants: as for nodes, nobody is judged on a silence that may be ours. A Pod carries only addresses that its member
 // leases, and is never scheduled: nothing but its member makes it run. A Pod of another origin is left alone, and the
@@ -14,21 +15,22 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"podwire.dev/internal/names"
+	"podwire.dev/services/cluster/internal/silence"
 )
 
-// Thresholds of silence, and how far our own tick may be late before we distrust ourselves.
+// Thresholds of silence.
 const (
 	SilentAfter = 3 * time.Second
 	// EndedAfter is how long after the end of its stream a member counts: connections are replaced now and then as a matter
 	// of course, and the next stream comes within one pause between two attempts.
 	EndedAfter = time.Second
 	GoneAfter  = 60 * time.Second
-	// ReconnectAfter is what members get to find a replica that begins to lead: above the longest pause between two
-	// attempts to connect.
-	ReconnectAfter = 8 * time.Second
-	Tick           = 100 * time.Millisecond
-	stallAfter     = 500 * time.Millisecond
 )
+
+// MaxOfService bounds the members of one service, those that are not gone yet included: as many as ipam gives addresses.
+const MaxOfService = 128
 
 // Port is one port that a member serves.
 type Port struct {
@@ -58,6 +60,8 @@ const (
 	attending
 	// silent is a member not heard for SilentAfter, or whose stream ended.
 	silent
+	// replaced is a silent member whose underlay address another member has.
+	replaced
 	// gone is a member not heard for GoneAfter.
 	gone
 )
@@ -71,8 +75,7 @@ type ledger struct {
 	mu      sync.Mutex
 	members map[string]*vital
 	streams Stream
-	// since is when this replica began to lead, ticked the last tick.
-	since, ticked time.Time
+	clock   silence.Clock
 }
 
 type vital struct {
@@ -84,14 +87,16 @@ type vital struct {
 	ended time.Time
 }
 
-func newLedger() *ledger { return &ledger{members: map[string]*vital{}} }
+func newLedger() *ledger {
+	return &ledger{members: map[string]*vital{}, clock: silence.Clock{Patience: SilentAfter}}
+}
 
 // restart forgets who was heard: the replica begins to lead.
 func (l *ledger) restart(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.members = map[string]*vital{}
-	l.since, l.ticked = now, now
+	l.clock.Restart(now)
 }
 
 func (l *ledger) open() Stream {
@@ -99,6 +104,22 @@ func (l *ledger) open() Stream {
 	defer l.mu.Unlock()
 	l.streams++
 	return l.streams
+}
+
+// full says whether a member that is not known would be one too many of its service.
+func (l *ledger) full(a Attendance) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.members[a.Name] != nil {
+		return false
+	}
+	count := 0
+	for name := range l.members {
+		if names.Member(a.Service, name) == "" {
+			count++
+		}
+	}
+	return count >= MaxOfService
 }
 
 // enter notes a sign of life and says whether it says anything new.
@@ -132,16 +153,9 @@ func (l *ledger) end(name string, s Stream, now time.Time) {
 func (l *ledger) tick(now time.Time) (stalled bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	late := now.Sub(l.ticked) - Tick
-	stalled = !l.ticked.IsZero() && late > stallAfter
-	l.ticked = now
+	fresh, stalled := l.clock.Tick(now)
 	if !stalled {
 		return false
-	}
-	fresh := now
-	if late > SilentAfter {
-		// Long enough for connections to break: the members have to find us again.
-		l.since, fresh = now, reconnected(now)
 	}
 	for _, v := range l.members {
 		if v.heard.Before(fresh) {
@@ -151,20 +165,13 @@ func (l *ledger) tick(now time.Time) (stalled bool) {
 	return true
 }
 
-// reconnected is from when on silence counts for a member that has to find us first.
-func reconnected(since time.Time) time.Time { return since.Add(ReconnectAfter - SilentAfter) }
-
 // judge says what the members are that are known here or named, and what they said last.
 func (l *ledger) judge(names []string, now time.Time) map[string]judgement {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, name := range names {
 		if l.members[name] == nil {
-			v := &vital{heard: now}
-			if now.Sub(l.since) < ReconnectAfter {
-				v.heard = reconnected(l.since)
-			}
-			l.members[name] = v
+			l.members[name] = &vital{heard: l.clock.Unheard(now)}
 		}
 	}
 	out := make(map[string]judgement, len(l.members))
@@ -190,11 +197,11 @@ type judgement struct {
 
 func (v *vital) judge(now time.Time) judgement {
 	j := judgement{last: v.last}
-	silence := now.Sub(v.heard)
+	unheard := now.Sub(v.heard)
 	switch {
-	case silence >= GoneAfter:
+	case unheard >= GoneAfter:
 		j.state = gone
-	case silence >= SilentAfter, !v.ended.IsZero() && now.Sub(v.ended) >= EndedAfter:
+	case unheard >= SilentAfter, !v.ended.IsZero() && now.Sub(v.ended) >= EndedAfter:
 		j.state = silent
 	case v.last != nil:
 		j.state = attending

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -125,7 +126,15 @@ func verdictOn(a Attendance, leased []netip.Addr) verdict {
 	case message == "":
 		message = "the member says not ready"
 	}
-	return verdict{"False", ReasonNotReady, message[:min(len(message), maxReason)]}
+	return verdict{"False", ReasonNotReady, clip(message)}
+}
+
+// clip bounds a text, and leaves no part of a letter.
+func clip(text string) string {
+	if len(text) > maxReason {
+		text = text[:maxReason]
+	}
+	return strings.ToValidUTF8(text, "")
 }
 
 // setReady puts the verdict into the Pod's conditions and its container's status. The time of the last transition stays

@@ -78,7 +78,8 @@ type Progress struct {
 	Services []store.Watermark
 	// Done: every one has passed the revision.
 	Done bool
-	// Refusal is the first laggard that refused the revision or one before it, and so will never hold it; nil if none.
+	// Refusal is the first laggard whose refusal speaks of the revision, so that no waiting helps; nil if none. One that refused
+	// an earlier revision only, and has not been sent all there is for it, may take what comes.
 	Refusal *Refusal
 }
 
@@ -101,7 +102,7 @@ func ProgressOf(list []store.Watermark, services []string, revision store.Revisi
 		}
 		p.Done = false
 		for _, lag := range w.Laggards {
-			if p.Refusal == nil && lag.Refused != 0 && lag.Revision < revision {
+			if p.Refusal == nil && lag.Refused != 0 && lag.Revision < revision && max(lag.Refused, lag.Through) >= revision {
 				p.Refusal = &Refusal{service, lag}
 			}
 		}

@@ -31,11 +31,14 @@ func TestRequired(t *testing.T) {
 }
 
 func TestProgress(t *testing.T) {
-	refused := store.Laggard{Node: "n1", Revision: 3, Refused: 4, Reason: "no"}
+	refused := store.Laggard{Node: "n1", Revision: 3, Refused: 4, Reason: "no", Through: 5}
 	list := []store.Watermark{{Service: "cluster", Revision: 3, Laggards: []store.Laggard{{Node: "n2", Revision: 4}, refused}}, {Service: "policy", Revision: 9}}
 	p := ProgressOf(list, []string{"policy", "cluster"}, 5)
 	if p.Done || len(p.Services) != 2 || p.Services[0].Service != "policy" || p.Refusal == nil || p.Refusal.Service != "cluster" || p.Refusal.Laggard != refused {
 		t.Errorf("progress to 5 is %+v", p)
+	}
+	if p := ProgressOf(list, []string{"policy", "cluster"}, 6); p.Done || p.Refusal != nil {
+		t.Errorf("6 may mend what was refused; progress to it is %+v", p)
 	}
 	if p := ProgressOf(list, []string{"policy", "cluster"}, 3); !p.Done || p.Refusal != nil {
 		t.Errorf("progress to 3 is %+v", p)

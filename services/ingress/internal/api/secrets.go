@@ -25,9 +25,9 @@ func NewSecrets(st *store.Store) *Secrets {
 	return &Secrets{verbs: verbs.New(st, verbs.Rules[secret]{
 		Kind: store.SecretKind, APIVersion: "v1", Noun: "Secret", Scope: verbs.Namespaced,
 		NoGeneration: true,
-		Carry:    admission.CarrySecret,
-		Default:  admission.DefaultSecret,
-		Validate: admission.ValidateSecret,
+		Carry:        admission.CarrySecret,
+		Default:      admission.DefaultSecret,
+		Validate:     admission.ValidateSecret,
 	})}
 }
 

@@ -37,8 +37,21 @@ type grant struct {
 	cut    netip.Prefix
 }
 
+// What one identity may hold of a family: far more than any needs, so that one that is stolen cannot take all addresses.
+const (
+	maxBlocks  = 64  // of a node
+	maxMembers = 128 // of a service, those that are gone and not cleared yet included
+)
+
 // next chooses, inside of feed.Do.
-func (a *Allocations) next(h planner.Holder, fam int) (grant, error) {
+func (a *Allocations) next(h planner.Holder, service string, fam int) (grant, error) {
+	what, most, held := "node "+h.Node+" holds %d blocks", maxBlocks, a.plan.LeasesOfNode(h.Node, fam)
+	if h.Member != "" {
+		what, most, held = "replicas of "+service+" hold %d addresses", maxMembers, a.plan.LeasesOfService(service, fam)
+	}
+	if held >= most {
+		return grant{}, errs.New(errs.Exhausted, "ipam: "+what+" of IPv%d, which is the most that they may", held, fam)
+	}
 	if h.Member == "" {
 		block, err := a.plan.Pools().NextBlock(fam)
 		return grant{prefix: block}, err
@@ -68,13 +81,17 @@ func (a *Allocations) LeaseBlock(ctx context.Context, req *ipamv1.LeaseBlockRequ
 		var failed error
 		if err := a.asker.Do(ctx, func(store.Revision) {
 			if rec, known = a.plan.LeaseOf(holder, req.GetRequestId(), fam); !known {
-				chosen, failed = a.next(holder, fam)
+				chosen, failed = a.next(holder, rpc.FromContext(ctx).Name, fam)
 			}
 		}); err != nil {
 			return nil, err
 		}
 		if known {
 			return &ipamv1.LeaseBlockResponse{Object: rec.Object.(*objectv1.AddressBlock), Revision: int64(rec.Revision)}, nil
+		}
+		// The World may not show yet what an earlier try of this very request got, perhaps from another replica.
+		if resp, err := a.leasedAnywhere(ctx, holder, req.GetRequestId(), fam); resp != nil || err != nil {
+			return resp, err
 		}
 		if failed != nil {
 			return nil, failed
@@ -156,11 +173,35 @@ func (a *Allocations) leasedBefore(ctx context.Context, h planner.Holder, reques
 	if err != nil {
 		return nil, err
 	}
-	block := rec.Object.(*objectv1.AddressBlock)
-	if planner.HolderOf(block) != h || block.GetMetadata().GetAnnotations()[planner.AnnotationRequest] != request {
-		return nil, nil
+	return answers(rec, h, request), nil
+}
+
+// leasedAnywhere is leasedBefore for a block whose name is not known: it reads them all.
+func (a *Allocations) leasedAnywhere(ctx context.Context, h planner.Holder, request string, fam int) (*ipamv1.LeaseBlockResponse, error) {
+	for query := (store.ListQuery{Kind: planner.KindBlock}); ; {
+		page, err := a.store.List(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		for _, rec := range page.Records {
+			prefix, err := netip.ParsePrefix(rec.Object.(*objectv1.AddressBlock).GetSpec().GetCidr())
+			if resp := answers(rec, h, request); err == nil && resp != nil && prefix.Addr().Is4() == (fam == 4) {
+				return resp, nil
+			}
+		}
+		if query.Continue = page.Continue; query.Continue == "" {
+			return nil, nil
+		}
 	}
-	return &ipamv1.LeaseBlockResponse{Object: block, Revision: int64(rec.Revision)}, nil
+}
+
+// answers is the response to a request if a block is what it was given; nil if not.
+func answers(rec store.Record, h planner.Holder, request string) *ipamv1.LeaseBlockResponse {
+	block := rec.Object.(*objectv1.AddressBlock)
+	if planner.HolderOf(block) != h || h.Member == "" && block.GetMetadata().GetAnnotations()[planner.AnnotationRequest] != request {
+		return nil
+	}
+	return &ipamv1.LeaseBlockResponse{Object: block, Revision: int64(rec.Revision)}
 }
 
 // ReleaseBlock implements AllocationService. Errors: NotFound; Denied for another's block, for the one that carries the

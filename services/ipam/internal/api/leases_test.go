@@ -1,6 +1,8 @@
 package api_test
 
 import (
+	"fmt"
+	"net/netip"
 	"testing"
 
 	"podwire.dev/internal/errs"
@@ -54,7 +56,7 @@ func TestMemberLeases(t *testing.T) {
 	if _, err := fake.Txn().Create(pod, planner.KindPod).Commit(dns); err != nil {
 		t.Fatal(err)
 	}
-	r.sees(t, fake.Revision())
+	r.sees(t, now(t, fake))
 	release := func(member string) error {
 		_, err := r.ReleaseBlock(dns, &ipamv1.ReleaseBlockRequest{Member: member, Name: first.GetMetadata().GetName()})
 		return err
@@ -72,7 +74,7 @@ func TestMemberLeases(t *testing.T) {
 	if _, err := fake.Txn().Delete(rec).Commit(dns); err != nil {
 		t.Fatal(err)
 	}
-	r.sees(t, fake.Revision())
+	r.sees(t, now(t, fake))
 	if err := release("dns-1"); !errs.Is(err, errs.Denied) {
 		t.Errorf("in quarantine: %v", err)
 	}
@@ -81,5 +83,50 @@ func TestMemberLeases(t *testing.T) {
 	}
 	if err := release("dns-1"); err != nil {
 		t.Errorf("after the quarantine: %v", err)
+	}
+}
+
+// TestLeasesAreBounded: whoever steals an identity cannot take all addresses with it.
+func TestLeasesAreBounded(t *testing.T) {
+	t.Parallel()
+	fake := storefake.New(kinds())
+	ranges := usual()
+	ranges.Pods = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd00:10:244::/112")}
+	r := startWith(t, fake.Store, "one", ranges)
+	dns := as(t, pki.Service("dns"))
+	ask := func(member, request string) (*objectv1.AddressBlock, error) {
+		resp, err := r.LeaseBlock(dns, &ipamv1.LeaseBlockRequest{Member: member, Family: ipamv1.Family_FAMILY_IPV6, RequestId: request})
+		r.sees(t, store.Revision(resp.GetRevision()))
+		return resp.GetObject(), err
+	}
+	first, err := ask("dns-0", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := ask("dns-0", "2"); err != nil || again.GetMetadata().GetName() != first.GetMetadata().GetName() {
+		t.Errorf("another request of the same member: %v, %v", again, err)
+	}
+	count := 1
+	for ; count < 1000 && err == nil; count++ {
+		_, err = ask(fmt.Sprintf("dns-%d", count), "1")
+	}
+	if !errs.Is(err, errs.Exhausted) || count-1 != 128 {
+		t.Errorf("%d members: %v", count-1, err)
+	}
+	if _, err := r.LeaseBlock(as(t, pki.Service("ingress")), &ipamv1.LeaseBlockRequest{
+		Member: "ingress-1", Family: ipamv1.Family_FAMILY_IPV6, RequestId: "1",
+	}); err != nil {
+		t.Errorf("another service: %v", err)
+	}
+	err = nil
+	for count = 0; count < 1000 && err == nil; count++ {
+		var resp *ipamv1.LeaseBlockResponse
+		resp, err = r.LeaseBlock(as(t, pki.Node("dns")), &ipamv1.LeaseBlockRequest{
+			Node: "dns", Family: ipamv1.Family_FAMILY_IPV6, RequestId: fmt.Sprint(count),
+		})
+		r.sees(t, store.Revision(resp.GetRevision()))
+	}
+	if !errs.Is(err, errs.Exhausted) || count-1 != 64 {
+		t.Errorf("%d blocks of a node: %v", count-1, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	"podwire.dev/internal/names"
 	"podwire.dev/internal/store"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 )
@@ -68,14 +69,37 @@ func (p *Planner) Block(name string) (store.Record, bool) {
 	return l.rec, ok
 }
 
-// LeaseOf returns the lease of a family, 4 or 6, that a holder's request was answered with.
+// LeaseOf returns the lease of a family, 4 or 6, that a holder's request was answered with. A member has one address of each
+// family, whatever it asks.
 func (p *Planner) LeaseOf(h Holder, request string, fam int) (store.Record, bool) {
 	for _, l := range p.blocks {
-		if l.holder == h && l.prefix.Addr().Is4() == (fam == 4) && l.rec.Object.GetMetadata().GetAnnotations()[AnnotationRequest] == request {
+		if l.holder != h || l.prefix.Addr().Is4() != (fam == 4) {
+			continue
+		}
+		if h.Member != "" || l.rec.Object.GetMetadata().GetAnnotations()[AnnotationRequest] == request {
 			return l.rec, true
 		}
 	}
 	return store.Record{}, false
+}
+
+// LeasesOfNode is how many blocks of a family, 4 or 6, a node has.
+func (p *Planner) LeasesOfNode(node string, fam int) int {
+	return p.leases(fam, func(h Holder) bool { return h == Holder{Node: node} })
+}
+
+// LeasesOfService is how many addresses of a family, 4 or 6, the members of a service have.
+func (p *Planner) LeasesOfService(service string, fam int) int {
+	return p.leases(fam, func(h Holder) bool { return h.Member != "" && names.Member(service, h.Member) == "" })
+}
+
+func (p *Planner) leases(fam int, of func(Holder) bool) (count int) {
+	for _, l := range p.blocks {
+		if l.prefix.Addr().Is4() == (fam == 4) && of(l.holder) {
+			count++
+		}
+	}
+	return count
 }
 
 // Tunnel says whether a block carries its holder's tunnel address, and so cannot be given back while the holder exists.

@@ -22,6 +22,11 @@ type Source interface {
 	Accept() bool
 }
 
+// Acceptances remembers what was accepted; *push.Accepted is one.
+type Acceptances interface {
+	Note(identity string, at time.Time, slices []push.SubscriberStatus) error
+}
+
 // Settings are the host's.
 type Settings interface {
 	// Check reads every setting.
@@ -58,6 +63,7 @@ type Node struct {
 	Dataplane     Dataplane
 	// Sources in the order in which they are shown.
 	Sources  []Source
+	Accepted Acceptances
 	Settings Settings
 	Blocks   Blocks
 	Pods     PodCounts

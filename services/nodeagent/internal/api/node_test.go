@@ -51,6 +51,16 @@ func (s *source) Accept() bool {
 	return s.status.Frozen
 }
 
+type acceptances struct {
+	identity string
+	slices   []push.SubscriberStatus
+}
+
+func (a *acceptances) Note(identity string, _ time.Time, slices []push.SubscriberStatus) error {
+	a.identity, a.slices = identity, slices
+	return nil
+}
+
 type settings struct {
 	states []host.State
 	mended []Mending
@@ -252,7 +262,8 @@ func TestAccept(t *testing.T) {
 		Held: nodestate.Version{ClusterID: 0xabc, Revision: 900}, Offered: nodestate.Version{ClusterID: 0xdef, Revision: 17},
 	}}
 	var log bytes.Buffer
-	n := &Node{Name: "node-1", Sources: []Source{well, frozen}, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	var noted acceptances
+	n := &Node{Name: "node-1", Sources: []Source{well, frozen}, Accepted: &noted, Log: slog.New(slog.NewTextHandler(&log, nil))}
 	ctx := rpc.WithIdentity(t.Context(), pki.User("ada"))
 	got, err := n.Accept(ctx, &nodeagentv1.AcceptRequest{})
 	if err != nil || !slices.Equal(got.GetServices(), []string{"policy"}) || frozen.accepted != 1 || well.accepted != 0 {
@@ -267,6 +278,9 @@ func TestAccept(t *testing.T) {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("no %s in the record\n%s", want, log.String())
 		}
+	}
+	if len(noted.slices) != 2 || noted.identity != "/user/ada" || !noted.slices[1].Frozen {
+		t.Errorf("noted %+v", noted)
 	}
 	log.Reset()
 	frozen.status.Frozen = false

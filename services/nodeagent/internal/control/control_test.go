@@ -15,7 +15,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"podwire.dev/internal/backoff"
 	"podwire.dev/internal/errs"
+	"podwire.dev/internal/heartbeat"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
 	ipamv1 "podwire.dev/proto/podwire/ipam/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
@@ -104,7 +106,7 @@ func TestRegistration(t *testing.T) {
 				t.Fatal("registered with nobody")
 			}
 			n.change(func(n *nodes) { n.fail = nil })
-			elapse(lastPause)
+			elapse(backoff.Last)
 			if n.applies != 1 || n.updates != 1 || registered != 1 {
 				t.Fatalf("%d applies, %d status updates, told %d times", n.applies, n.updates, registered)
 			}
@@ -144,15 +146,11 @@ type replica struct {
 	beats  []*clusterv1.HeartbeatRequest
 	// answer gives the answer to a beat; nil is silence.
 	answer func(*clusterv1.HeartbeatRequest) *clusterv1.HeartbeatResponse
-	fail   error
 }
 
 func (r *replica) Heartbeat(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[clusterv1.HeartbeatRequest, clusterv1.HeartbeatResponse], error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.fail != nil {
-		return nil, r.fail
-	}
 	r.opened++
 	return &beatStream{ctx: ctx, replica: r, answers: make(chan *clusterv1.HeartbeatResponse, 1)}, nil
 }
@@ -237,38 +235,6 @@ func TestHeartbeatsGoToTheElectedReplica(t *testing.T) {
 	})
 }
 
-func TestAStreamWithoutAnswersIsOpenedAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		deaf1 := &replica{answer: func(*clusterv1.HeartbeatRequest) *clusterv1.HeartbeatResponse { return nil }}
-		h := &Heart{Service: deaf1, Node: "node-1", Log: silent, Health: func() Health { return Health{Ready: true} }, Watermark: func(int64) {}}
-		running(t, h.Run, func() {
-			elapse(deaf + lastPause + time.Second)
-			if opened, _ := deaf1.count(); opened < 2 {
-				t.Errorf("%d streams: nobody noticed that there are no answers", opened)
-			}
-		})
-	})
-}
-
-func TestHeartbeatsComeBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := &replica{fail: errs.New(errs.Unavailable, "away"), answer: func(m *clusterv1.HeartbeatRequest) *clusterv1.HeartbeatResponse {
-			return &clusterv1.HeartbeatResponse{Sequence: m.GetSequence()}
-		}}
-		h := &Heart{Service: r, Node: "node-1", Log: silent, Health: func() Health { return Health{Ready: true} }, Watermark: func(int64) {}}
-		running(t, h.Run, func() {
-			elapse(time.Minute)
-			r.mu.Lock()
-			r.fail = nil
-			r.mu.Unlock()
-			elapse(lastPause + time.Second)
-			if opened, beats := r.count(); opened != 1 || beats == 0 {
-				t.Errorf("%d streams, %d beats", opened, beats)
-			}
-		})
-	})
-}
-
 // While nobody heard the node, cluster may have written what the node must correct.
 func TestTheNodeLearnsThatItIsHeardAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -293,11 +259,11 @@ func TestTheNodeLearnsThatItIsHeardAgain(t *testing.T) {
 			r.mu.Lock()
 			silentNow = true
 			r.mu.Unlock()
-			elapse(2 * deaf)
+			elapse(2 * heartbeat.Deaf)
 			r.mu.Lock()
 			silentNow = false
 			r.mu.Unlock()
-			elapse(deaf + lastPause + time.Second)
+			elapse(heartbeat.Deaf + backoff.Last + time.Second)
 			if returned != 2 {
 				t.Errorf("told %d times, want twice: at the first stream, and after the silence", returned)
 			}

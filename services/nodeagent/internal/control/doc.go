@@ -6,35 +6,3 @@
 // its own Node and the Pods assigned to it, and of the Node only what it knows: what people and cluster wrote is kept.
 // It must not touch the kernel or decide what runs.
 package control
-
-import (
-	"context"
-	"time"
-)
-
-// Pauses between attempts.
-const (
-	firstPause = 100 * time.Millisecond
-	lastPause  = 3 * time.Second
-)
-
-// backoff doubles a pause up to lastPause.
-type backoff struct{ next time.Duration }
-
-// wait pauses and says whether to go on.
-func (b *backoff) wait(ctx context.Context) bool {
-	if b.next == 0 {
-		b.next = firstPause
-	}
-	timer := time.NewTimer(b.next)
-	defer timer.Stop()
-	b.next = min(2*b.next, lastPause)
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
-
-func (b *backoff) reset() { b.next = 0 }

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"podwire.dev/internal/backoff"
 	"podwire.dev/internal/errs"
 	clusterv1 "podwire.dev/proto/podwire/cluster/v1"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
@@ -41,7 +42,7 @@ const refresh = 30 * time.Second
 
 // Run registers until ctx ends.
 func (r *Registrar) Run(ctx context.Context) error {
-	var pause backoff
+	var pause backoff.Backoff
 	said, told := "", false
 	for {
 		err := r.register(ctx)
@@ -53,12 +54,12 @@ func (r *Registrar) Run(ctx context.Context) error {
 				said = text
 				r.Log.Warn("registering the node failed, trying again", "error", err)
 			}
-			if !pause.wait(ctx) {
+			if !pause.Wait(ctx, nil) {
 				return nil
 			}
 			continue
 		}
-		pause.reset()
+		pause.Reset()
 		said = ""
 		if !told {
 			told = true

@@ -68,6 +68,43 @@ func TestWhatTheKernelRefusesIsTakenBack(t *testing.T) {
 	})
 }
 
+// TestWhatIsRefusedLeavesNoIDs: an update that the kernel refused, and that nobody sends again, holds no id.
+func TestWhatIsRefusedLeavesNoIDs(t *testing.T) {
+	world(t, func(t *testing.T, n *node) {
+		n.put(nodestate.SourceSvcproxy, service("web", "10.96.0.7"), endpoint("web", "10.244.1.5"))
+		n.refuse = func(c plan.Change) error {
+			for _, el := range c.Add {
+				one := plan.Elements{}
+				one.Put(el)
+				if strings.Contains(one.Format(), "10.96.0.66") {
+					return errs.WrapAs(errs.Conflict, errKernel, "nft")
+				}
+			}
+			return nil
+		}
+		n.together(n.update(nodestate.SourceSvcproxy, 500, service("bad", "10.96.0.66"), endpoint("bad", "10.244.1.9")))
+		n.refuse = nil
+		n.put(nodestate.SourceSvcproxy, service("db", "10.96.0.8"), endpoint("db", "10.244.1.6"))
+		n.agree()
+		saved, err := os.ReadFile(filepath.Join(n.dir, "ids"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids, err := plan.LoadAllocator(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]bool{
+			"e 10.244.1.5:8080": true, "e 10.244.1.6:8080": true, "e 10.244.1.9:8080": false,
+			"s default/bad:/TCP 4 all": false, "s default/web:/TCP 4 all": true,
+		} {
+			if _, has := ids.ID(name); has != want {
+				t.Errorf("%q has an id: %t, want %t; the file holds\n%s", name, has, want, saved)
+			}
+		}
+	})
+}
+
 func TestMembersThatTheKernelRefuses(t *testing.T) {
 	world(t, func(t *testing.T, n *node) {
 		n.put(nodestate.SourceIPAM, member(self, "10.244.0.1"))

@@ -178,6 +178,7 @@ func (l *Loop) rebuild(now time.Time) error {
 	if _, err := l.planner.Commit(now); err != nil {
 		return errs.Wrap(err, "dataplane: plan")
 	}
+	l.planner.Sweep(now) // of what was refused, or planned before a restart and not held
 	return nil
 }
 

@@ -30,6 +30,8 @@ type Allocator struct {
 	names   map[uint32]string
 	cooling map[uint32]time.Time
 	slots   map[uint32][]uint32
+	// index finds the slot of an endpoint, of the services whose slots were exchanged.
+	index map[uint32]map[uint32]int
 	// order is cooling in the order of release, for forgetting what has cooled.
 	order []uint32
 	next  uint32
@@ -40,7 +42,7 @@ type Allocator struct {
 func NewAllocator() *Allocator {
 	return &Allocator{
 		ids: map[string]uint32{}, names: map[uint32]string{}, cooling: map[uint32]time.Time{},
-		slots: map[uint32][]uint32{}, next: IDBase,
+		slots: map[uint32][]uint32{}, index: map[uint32]map[uint32]int{}, next: IDBase,
 	}
 }
 
@@ -189,6 +191,69 @@ func (a *Allocator) Slots(service uint32, want []uint32) []uint32 {
 	return slots
 }
 
+// Holds says whether an endpoint is in a slot of a service.
+func (a *Allocator) Holds(service, endpoint uint32) bool {
+	_, ok := a.slotsOf(service)[endpoint]
+	return ok
+}
+
+// slotsOf finds the slot of each endpoint of a service.
+func (a *Allocator) slotsOf(service uint32) map[uint32]int {
+	index := a.index[service]
+	if index == nil {
+		index = make(map[uint32]int, len(a.slots[service]))
+		for slot, endpoint := range a.slots[service] {
+			index[endpoint] = slot
+		}
+		a.index[service] = index
+	}
+	return index
+}
+
+// Exchange does what [Allocator.Slots] does, for the difference alone and at its cost: it takes endpoints out of the slots of
+// a service, and appends others in the order given. It returns the slots that hold another endpoint now, ascending.
+func (a *Allocator) Exchange(service uint32, gone, fresh []uint32) []int {
+	if len(gone)+len(fresh) > 0 {
+		writeExchange(&a.log, service, gone, fresh)
+	}
+	slots, index := a.slots[service], a.slotsOf(service)
+	out := make(map[uint32]bool, len(gone))
+	var changed []int
+	for _, id := range gone {
+		if slot, ok := index[id]; ok {
+			out[id] = true
+			changed = append(changed, slot)
+		}
+	}
+	sort.Ints(changed)
+	for _, slot := range changed {
+		for slot < len(slots) && out[slots[slot]] {
+			last := len(slots) - 1
+			delete(index, slots[slot])
+			if slot != last {
+				slots[slot] = slots[last]
+				index[slots[slot]] = slot
+			}
+			slots = slots[:last]
+		}
+	}
+	for len(changed) > 0 && changed[len(changed)-1] >= len(slots) {
+		changed = changed[:len(changed)-1]
+	}
+	for _, id := range fresh {
+		if _, have := index[id]; !have {
+			index[id] = len(slots)
+			changed = append(changed, len(slots))
+			slots = append(slots, id)
+		}
+	}
+	if a.slots[service] = slots; len(slots) == 0 {
+		delete(a.slots, service)
+		delete(a.index, service)
+	}
+	return changed
+}
+
 func (a *Allocator) take(id uint32, name string) {
 	a.ids[name], a.names[id] = id, name
 	delete(a.cooling, id)
@@ -197,7 +262,7 @@ func (a *Allocator) take(id uint32, name string) {
 func (a *Allocator) free(id uint32, at time.Time) {
 	delete(a.ids, a.names[id])
 	delete(a.names, id)
-	delete(a.slots, id)
+	a.setSlots(id, nil)
 	a.cool(id, at)
 }
 
@@ -207,6 +272,7 @@ func (a *Allocator) cool(id uint32, at time.Time) {
 }
 
 func (a *Allocator) setSlots(service uint32, slots []uint32) {
+	delete(a.index, service)
 	if len(slots) == 0 {
 		delete(a.slots, service)
 		return
@@ -267,6 +333,16 @@ func (a *Allocator) replay(line string) error {
 			slots = append(slots, uint32(v))
 		}
 		a.setSlots(id, slots)
+	case "exchange":
+		lists := map[byte][]uint32{}
+		for _, f := range strings.Fields(rest) {
+			v, err := strconv.ParseUint(f[1:], 10, 32)
+			if err != nil || uint32(v)&IDMask != IDBase || f[0] != '-' && f[0] != '+' {
+				return bad
+			}
+			lists[f[0]] = append(lists[f[0]], uint32(v))
+		}
+		a.Exchange(id, lists['-'], lists['+'])
 	default:
 		return bad
 	}
@@ -283,6 +359,17 @@ func writeSlots(b *bytes.Buffer, id uint32, slots []uint32) {
 	fmt.Fprintf(b, "slots %d", id)
 	for _, s := range slots {
 		fmt.Fprintf(b, " %d", s)
+	}
+	b.WriteByte('\n')
+}
+
+func writeExchange(b *bytes.Buffer, id uint32, gone, fresh []uint32) {
+	fmt.Fprintf(b, "exchange %d", id)
+	for _, s := range gone {
+		fmt.Fprintf(b, " -%d", s)
+	}
+	for _, s := range fresh {
+		fmt.Fprintf(b, " +%d", s)
 	}
 	b.WriteByte('\n')
 }

@@ -171,3 +171,64 @@ func FuzzLoadAllocator(f *testing.F) {
 		}
 	})
 }
+
+// TestExchange: exchanging the difference gives the slots that the whole list gives, and so does what is kept of it.
+func TestExchange(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		whole, parts := plan.NewAllocator(), plan.NewAllocator()
+		service := get(t, whole, "s", start)
+		get(t, parts, "s", start)
+		saved := parts.Save()
+		parts.Log()
+		held := map[uint32]bool{}
+		var want, list []uint32
+		for range 30 {
+			var gone, fresh []uint32
+			for id := service + 1; id < service+12; id++ {
+				switch {
+				case r.IntN(3) > 0:
+				case held[id]:
+					gone = append(gone, id)
+				default:
+					fresh = append(fresh, id)
+				}
+			}
+			for _, id := range gone {
+				delete(held, id)
+			}
+			for _, id := range fresh {
+				held[id] = true
+			}
+			want = want[:0]
+			for id := range held {
+				want = append(want, id)
+			}
+			slices.Sort(want)
+			before := list
+			changed := parts.Exchange(service, gone, fresh)
+			list = slices.Clone(whole.Slots(service, want))
+			saved = append(saved, parts.Log()...)
+			loaded, err := plan.LoadAllocator(saved)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(loaded.Save(), parts.Save()) || !bytes.Equal(whole.Save(), parts.Save()) {
+				t.Fatalf("seed %d: gone %v, fresh %v: as a whole\n%sin parts\n%skept\n%s", seed, gone, fresh, whole.Save(), parts.Save(), loaded.Save())
+			}
+			for slot, id := range list {
+				if _, said := slices.BinarySearch(changed, slot); (slot >= len(before) || before[slot] != id) && !said {
+					t.Fatalf("seed %d: slot %d holds another endpoint, and is not among %v", seed, slot, changed)
+				}
+				if !parts.Holds(service, id) {
+					t.Fatalf("seed %d: %#x is in slot %d, and not found", seed, id, slot)
+				}
+			}
+			for _, id := range gone {
+				if parts.Holds(service, id) {
+					t.Fatalf("seed %d: %#x is found, and in no slot", seed, id)
+				}
+			}
+		}
+	}
+}

@@ -19,8 +19,9 @@
 // distinct ranges: (subject, peer) -> pair id, port -> port class, (pair id, port class) -> allowed.
 //
 // Invariants. Elements depend on the input and on the [Allocator] only, never on the order in which rows came, nor on
-// the order of maps. A change re-plans the units it touches (one service port, one pod, one policy row), so its cost
-// does not depend on the number of the others; two exceptions grow with what they alone hold: load balancer source
+// the order of maps. A change re-plans the units it touches (one service port, one pod, one policy row), and of a service
+// port the endpoints it touches, so its cost does not depend on the number of the others, unless the port chooses its endpoints
+// otherwise (the first ready one, the last); two exceptions grow with what they alone hold: load balancer source
 // ranges, and wide port ranges of one protocol. Rows that are missing close: a pod without Subject has no class and is
 // denied, a frontend without endpoints refuses. An id is not given again within [Quiet] of its release.
 //

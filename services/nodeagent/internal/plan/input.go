@@ -48,6 +48,8 @@ type Attachment struct {
 type Node struct {
 	// Name is the Node object's name, compared with Endpoint.Node and Member.Name.
 	Name string
+	// Zone is the Node's topology.kubernetes.io/zone, compared with the hints of endpoints; empty: none.
+	Zone string
 	// Addresses serve NodePorts; loopback and link-local ones are left out by the plan.
 	Addresses []netip.Addr
 	// TunnelPort is the UDP port of the tunnel; 0: the node has none.

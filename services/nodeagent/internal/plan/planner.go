@@ -18,7 +18,8 @@ type Planner struct {
 	ids  *Allocator
 
 	rows        map[nodestate.Table]map[string]nodestate.Row
-	endpoints   map[nodestate.ServiceKey]map[string]nodestate.Endpoint
+	pools       map[nodestate.ServiceKey]*pool
+	slots       map[nodestate.ServiceKey]map[place]*slots
 	services    map[nodestate.ServiceKey]nodestate.ServicePort
 	attachments map[string]Attachment
 
@@ -43,11 +44,20 @@ type claim struct {
 // unit is what one thing asks for: its elements, and the names of the ids in them.
 type unit struct {
 	name     string
-	now      time.Time
 	ids      *Allocator
 	elements []Element
 	names    map[string]bool
-	err      error
+	// pass is the Commit that plans the unit, taken the names of the ids that it asked for beside names; of no meaning after it.
+	pass  *pass
+	taken []string
+	err   error
+}
+
+// pass is what one Commit collects.
+type pass struct {
+	now      time.Time
+	touched  map[SetName]map[Key]bool
+	released map[string]bool
 }
 
 // New returns a planner of an empty state. The planner owns ids from now on.
@@ -55,7 +65,8 @@ func New(node Node, ids *Allocator) *Planner {
 	p := &Planner{
 		ids:         ids,
 		rows:        map[nodestate.Table]map[string]nodestate.Row{},
-		endpoints:   map[nodestate.ServiceKey]map[string]nodestate.Endpoint{},
+		pools:       map[nodestate.ServiceKey]*pool{},
+		slots:       map[nodestate.ServiceKey]map[place]*slots{},
 		services:    map[nodestate.ServiceKey]nodestate.ServicePort{},
 		attachments: map[string]Attachment{},
 		dirty:       map[string]func(*unit){}, units: map[string]*unit{}, refs: map[string]int{},
@@ -68,11 +79,16 @@ func New(node Node, ids *Allocator) *Planner {
 
 // SetNode replaces what is known of the node.
 func (p *Planner) SetNode(node Node) {
-	renamed := node.Name != p.node.Name
+	renamed := node.Name != p.node.Name || node.Zone != p.node.Zone
 	p.node = node
 	p.node.Addresses = append([]netip.Addr(nil), node.Addresses...)
 	p.dirty["node"] = p.planNode
 	if renamed {
+		for k, all := range p.pools {
+			for at := range all.at {
+				all.set(at, p.useOf(k, at))
+			}
+		}
 		for k := range p.services {
 			p.touchService(k)
 		}
@@ -141,7 +157,7 @@ func (p *Planner) changed(old, now nodestate.Row) {
 	case nodestate.ServicePort:
 		p.changedService(old, now)
 	case nodestate.Endpoint:
-		p.changedEndpoint(r, key, now != nil)
+		p.changedEndpoint(r)
 	case nodestate.Subject:
 		p.touchPod(r.PodUID)
 	case nodestate.Peer:
@@ -168,20 +184,10 @@ func (p *Planner) changedService(old, now nodestate.Row) {
 	}
 }
 
-func (p *Planner) changedEndpoint(e nodestate.Endpoint, key string, there bool) {
-	k := e.ServiceKey
-	if there {
-		if p.endpoints[k] == nil {
-			p.endpoints[k] = map[string]nodestate.Endpoint{}
-		}
-		p.endpoints[k][key] = e
-	} else {
-		delete(p.endpoints[k], key)
-		if len(p.endpoints[k]) == 0 {
-			delete(p.endpoints, k)
-		}
-	}
-	p.touchService(k)
+func (p *Planner) changedEndpoint(e nodestate.Endpoint) {
+	at := netip.AddrPortFrom(e.Address.Unmap(), e.Backend)
+	p.pool(e.ServiceKey).set(at, p.useOf(e.ServiceKey, at))
+	p.touchService(e.ServiceKey)
 }
 
 func (p *Planner) changedAllow(key string, old, now nodestate.Row) {
@@ -227,33 +233,38 @@ func (p *Planner) IDs() *Allocator { return p.ids }
 // left) keeps its elements, is tried again at the next Commit, and is named in the error; the Change holds the rest.
 func (p *Planner) Commit(now time.Time) (Change, error) {
 	var failed []error
-	touched := map[SetName]map[Key]bool{}
-	released := map[string]bool{}
+	at := &pass{now: now, touched: map[SetName]map[Key]bool{}, released: map[string]bool{}}
 	for _, name := range sortedKeys(p.dirty) {
-		u := &unit{name: name, now: now, ids: p.ids, names: map[string]bool{}}
+		u := &unit{name: name, ids: p.ids, names: map[string]bool{}, pass: at}
 		p.dirty[name](u)
 		if u.err != nil {
 			failed = append(failed, u.err)
 			for n := range u.names {
-				released[n] = true
+				at.released[n] = true
+			}
+			for _, n := range u.taken {
+				at.released[n] = true
 			}
 			continue
 		}
 		delete(p.dirty, name)
-		p.replaceUnit(u, touched, released)
+		p.replaceUnit(u, at)
+	}
+	if len(p.dirty) == 0 {
+		p.dirty = map[string]func(*unit){} // a map that was large once costs its size each time
 	}
 	for _, u := range p.fresh {
-		p.replaceUnit(u, touched, released)
+		p.replaceUnit(u, at)
 	}
 	p.fresh = nil
 	var st step
 	for _, set := range Sets() {
-		for k := range touched[set.Name] {
+		for k := range at.touched[set.Name] {
 			p.settle(&st, set.Name, k)
 		}
 	}
 	change := st.sorted(p.named)
-	for _, name := range sortedKeys(released) {
+	for _, name := range sortedKeys(at.released) {
 		if p.refs[name] == 0 {
 			delete(p.refs, name)
 			p.ids.Release(name, now)
@@ -262,8 +273,18 @@ func (p *Planner) Commit(now time.Time) (Change, error) {
 	return change, errors.Join(failed...)
 }
 
+// Sweep releases the ids that nothing planned refers to: what was planned and taken back, by a planner before this one, has
+// left them. Everything that is held must be planned; it comes after a Commit.
+func (p *Planner) Sweep(now time.Time) {
+	for _, name := range sortedKeys(p.ids.ids) {
+		if p.refs[name] == 0 {
+			p.ids.Release(name, now)
+		}
+	}
+}
+
 // replaceUnit puts a unit's claims and references in the place of its last ones.
-func (p *Planner) replaceUnit(u *unit, touched map[SetName]map[Key]bool, released map[string]bool) {
+func (p *Planner) replaceUnit(u *unit, at *pass) {
 	for name := range u.names {
 		p.refs[name]++
 	}
@@ -271,22 +292,23 @@ func (p *Planner) replaceUnit(u *unit, touched map[SetName]map[Key]bool, release
 	if old != nil {
 		for name := range old.names {
 			if p.refs[name]--; p.refs[name] == 0 {
-				released[name] = true
+				at.released[name] = true
 			}
 		}
 		for _, el := range old.elements {
 			p.unclaim(u.name, el)
-			touch(touched, el)
+			touch(at.touched, el)
 		}
 	}
 	for _, el := range u.elements {
 		p.claim(u.name, el)
-		touch(touched, el)
+		touch(at.touched, el)
 	}
 	if len(u.elements) == 0 && len(u.names) == 0 {
 		delete(p.units, u.name)
 		return
 	}
+	u.pass, u.taken = nil, nil
 	p.units[u.name] = u
 }
 
@@ -372,12 +394,23 @@ func (u *unit) put(set SetName, k Key, v Value) {
 // id is the id of a name; the unit refers to it from now on.
 func (u *unit) id(parts ...string) uint32 {
 	name := strings.Join(parts, " ")
-	id, err := u.ids.Get(name, u.now)
+	id, err := u.ids.Get(name, u.pass.now)
 	if err != nil {
 		u.err = err
 		return 0
 	}
 	u.names[name] = true
+	return id
+}
+
+// take is the id of a name that somebody else than the unit refers to.
+func (u *unit) take(name string) uint32 {
+	id, err := u.ids.Get(name, u.pass.now)
+	if err != nil {
+		u.err = err
+		return 0
+	}
+	u.taken = append(u.taken, name)
 	return id
 }
 

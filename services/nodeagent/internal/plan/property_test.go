@@ -25,7 +25,7 @@ func randomRow(t testing.TB, r *rand.Rand) (nodestate.Row, bool) {
 		fmt.Sprintf("service %s 80 cluster=10.96.0.%d%s", key, r.IntN(3), pick("", " affinity=60", " internal=local",
 			",fd00:2::7 nodeport=30080/4,6 outside=local", " lb=203.0.113.9 sources=10.0.0.0/8",
 			" lb=203.0.113.9 sources=10.1.0.0/16,::/0 outside=local")),
-		fmt.Sprintf("endpoint %s 10.244.0.%d:80 %s%s", key, pod, pick("node-1", "node-2"), pick("", " terminating")),
+		fmt.Sprintf("endpoint %s 10.244.0.%d:80 %s%s", key, pod, pick("node-1", "node-2"), pick("", " terminating", " zones=a", " zones=b,c", " zones=a nodes=node-1", " nodes=node-2")),
 		fmt.Sprintf("endpoint %s [fd00:1::%d]:80 %s", key, pod, pick("node-1", "node-2")),
 		fmt.Sprintf("subject u%d %s %s", r.IntN(3), pick("open", letter), pick("open", "A", "B")),
 		fmt.Sprintf("peer 10.244.0.%d %s", pod, letter),
@@ -117,7 +117,7 @@ func closed(t *testing.T, old, now plan.Elements) {
 func TestRandomSequences(t *testing.T) {
 	for seed := range uint64(150) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		node := plan.Node{Name: "node-1", Addresses: []netip.Addr{netip.MustParseAddr("172.30.0.2")}}
+		node := plan.Node{Name: "node-1", Zone: "a", Addresses: []netip.Addr{netip.MustParseAddr("172.30.0.2")}}
 		ids := plan.NewAllocator()
 		p := plan.New(node, ids)
 		saved := append([]byte(nil), ids.Save()...)
@@ -284,5 +284,92 @@ func TestOneChangeCostsOneChange(t *testing.T) {
 	}
 	if manyAllocations > 1.2*fewAllocations {
 		t.Errorf("%.0f allocations among 10 services, %.0f among 2000", fewAllocations, manyAllocations)
+	}
+}
+
+// TestOneEndpointCostsOneEndpoint compares what a change of one endpoint costs in a Service of 100 endpoints with what it costs
+// in one of 10,000: the elements written, the memory allocations of planning, and the bytes to keep.
+func TestOneEndpointCostsOneEndpoint(t *testing.T) {
+	type cost struct {
+		elements, log int
+		allocations   float64
+	}
+	of := func(options string, endpoints int) (c cost) {
+		p := bigService(t, options, endpoints)
+		// One that was there when the slots were first planned: the last one moves into its gap.
+		some := parseRow(t, strings.Fields("endpoint ns/big:/TCP 10.244.0.7:80 node-1"))
+		step := func() {
+			for _, d := range []nodestate.Delta{
+				{Removes: []nodestate.Ref{nodestate.RefOf(some)}}, {Upserts: []nodestate.Row{some}},
+			} {
+				if err := p.Apply(d); err != nil {
+					t.Fatal(err)
+				}
+				change, err := p.Commit(start)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.elements = len(change.Add) + len(change.Replace) + len(change.Remove) + len(change.Late)
+				c.log = len(p.IDs().Log())
+			}
+		}
+		step() // finds the slots of the Service, once
+		c.allocations = testing.AllocsPerRun(20, step)
+		return c
+	}
+	for _, options := range []string{"", " affinity=60", " internal=local", " nodeport=30080/4 outside=local"} {
+		few, many := of(options, 100), of(options, 10000)
+		if few.elements != many.elements || few.elements > 9 {
+			t.Errorf("%q: one endpoint more is %d elements among 100, %d among 10,000", options, few.elements, many.elements)
+		}
+		if many.log > few.log+64 {
+			t.Errorf("%q: %d bytes to keep among 100 endpoints, %d among 10,000", options, few.log, many.log)
+		}
+		if many.allocations > 1.2*few.allocations {
+			t.Errorf("%q: %.0f allocations among 100 endpoints, %.0f among 10,000", options, few.allocations, many.allocations)
+		}
+	}
+}
+
+func bigService(t testing.TB, options string, endpoints int) *plan.Planner {
+	t.Helper()
+	p := plan.New(plan.Node{Name: "node-1"}, plan.NewAllocator())
+	rows := []nodestate.Row{parseRow(t, strings.Fields("service ns/big:/TCP 80 cluster=10.96.0.1"+options))}
+	for i := range endpoints {
+		rows = append(rows, parseRow(t, strings.Fields(
+			fmt.Sprintf("endpoint ns/big:/TCP 10.244.%d.%d:80 node-%d", i/250, i%250, 1+(i+3)%2))))
+	}
+	if err := p.Apply(nodestate.Delta{Upserts: rows}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Commit(start); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// BenchmarkOneEndpoint plans a change of one endpoint of a Service.
+func BenchmarkOneEndpoint(b *testing.B) {
+	for _, endpoints := range []int{100, 10000} {
+		b.Run(fmt.Sprint(endpoints), func(b *testing.B) {
+			p := bigService(b, "", endpoints)
+			some := parseRow(b, strings.Fields("endpoint ns/big:/TCP 10.244.0.7:80 node-1"))
+			gone := nodestate.Delta{Removes: []nodestate.Ref{nodestate.RefOf(some)}}
+			now := start
+			for i := 0; b.Loop(); i++ {
+				d := gone
+				if i%2 == 1 {
+					d = nodestate.Delta{Upserts: []nodestate.Row{some}}
+				}
+				if err := p.Apply(d); err != nil {
+					b.Fatal(err)
+				}
+				now = now.Add(plan.Grace)
+				if _, err := p.Commit(now); err != nil {
+					b.Fatal(err)
+				}
+				p.IDs().Log()
+			}
+		})
 	}
 }

@@ -13,12 +13,12 @@ import (
 
 // state is what a test's text describes, one thing per line:
 //
-//	node NAME ADDRESS…
+//	node NAME[@ZONE] ADDRESS…
 //	pod UID LINK ADDRESS…
 //	range pod|service|loadbalancer PREFIX
 //	member NAME TUNNEL…
 //	service KEY PORT [cluster=…] [nodeport=N/4,6] [lb=…] [external=…] [sources=…] [affinity=S] [internal=local] [outside=local]
-//	endpoint KEY ADDRESS:PORT NODE [terminating]
+//	endpoint KEY ADDRESS:PORT NODE [terminating] [zones=…] [nodes=…]
 //	subject UID INGRESS EGRESS          open or a class, one letter
 //	peer ADDRESS CLASS
 //	peerrange FROM-TO CLASS
@@ -41,7 +41,8 @@ func parseState(t testing.TB, text string) state {
 		}
 		switch f[0] {
 		case "node":
-			s.node = plan.Node{Name: f[1], Addresses: addrs(f[2:])}
+			name, zone, _ := strings.Cut(f[1], "@")
+			s.node = plan.Node{Name: name, Zone: zone, Addresses: addrs(f[2:])}
 		case "pod":
 			s.pods = append(s.pods, plan.Attachment{UID: f[1], Link: f[2], Addresses: addrs(f[3:])})
 		default:
@@ -70,8 +71,15 @@ func parseRow(t testing.TB, f []string) nodestate.Row {
 		e := nodestate.Endpoint{
 			ServiceKey: parseKey(f[1]), Address: at.Addr(), Backend: at.Port(), Node: f[3], State: nodestate.EndpointReady,
 		}
-		if len(f) > 4 {
-			e.State = nodestate.EndpointTerminating
+		for _, option := range f[4:] {
+			switch name, list, _ := strings.Cut(option, "="); name {
+			case "terminating":
+				e.State = nodestate.EndpointTerminating
+			case "zones":
+				e.HintZones = strings.Split(list, ",")
+			case "nodes":
+				e.HintNodes = strings.Split(list, ",")
+			}
 		}
 		return e
 	case "subject":

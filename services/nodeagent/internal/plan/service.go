@@ -2,7 +2,6 @@ package plan
 
 import (
 	"net/netip"
-	"sort"
 	"strconv"
 
 	"podwire.dev/internal/nodestate"
@@ -12,41 +11,56 @@ import (
 // (all endpoints, or this node's) a service id with its endpoints.
 func (p *Planner) planService(u *unit, k nodestate.ServiceKey) {
 	s, ok := p.services[k]
-	if !ok {
+	used := map[place]uint32{}
+	if ok {
+		for _, f := range Families() {
+			p.planFrontends(u, s, f, used)
+		}
+	}
+	steps := p.slotSteps(u, k, s.AffinitySeconds > 0, used)
+	if u.err != nil {
 		return
 	}
-	for _, f := range Families() {
-		b := p.backends(k, f)
-		ids := map[nodestate.Locality]uint32{}
-		scope := func(l nodestate.Locality) uint32 {
-			if ids[l] == 0 {
-				ids[l] = p.planScope(u, s, f, l, b)
-			}
-			return ids[l]
+	for _, where := range places() {
+		if id, ok := used[where]; ok {
+			p.planScope(u, s, where, id)
 		}
-		for _, a := range s.ClusterAddresses {
-			if familyOf(a) == f {
-				u.put(SetFrontends.In(f), frontend(a, s), Data(Mark(scope(s.InternalPolicy))))
-			}
+	}
+	p.planSlots(u, k, steps)
+}
+
+// planFrontends gives the frontends of one family, and the ids of the places that they use.
+func (p *Planner) planFrontends(u *unit, s nodestate.ServicePort, f Family, used map[place]uint32) {
+	scope := func(l nodestate.Locality) uint32 {
+		id, ok := used[place{f, l}]
+		if !ok {
+			id = u.service(s, f, l)
+			used[place{f, l}] = id
 		}
-		for _, list := range [][]netip.Addr{s.LoadBalancerAddresses, s.ExternalAddresses} {
-			for _, a := range list {
-				if familyOf(a) != f {
-					continue
-				}
-				// Clients in the cluster get every endpoint: kube-proxy's short cut for externalTrafficPolicy Local.
-				u.put(SetFrontends.In(f), frontend(a, s), Data(Mark(scope(nodestate.LocalityCluster))))
-				if s.ExternalPolicy == nodestate.LocalityLocal {
-					u.put(SetOutside.In(f), frontend(a, s), Data(Mark(scope(nodestate.LocalityLocal))))
-				}
-			}
+		return id
+	}
+	for _, a := range s.ClusterAddresses {
+		if familyOf(a) == f {
+			u.put(SetFrontends.In(f), frontend(a, s), Data(Mark(scope(s.InternalPolicy))))
 		}
-		if s.NodePort != 0 && serves(s.NodePortFamilies, f) {
-			key := Concat(Proto(s.Protocol), Port(s.NodePort))
-			u.put(SetNodePorts.In(f), key, Data(Mark(scope(nodestate.LocalityCluster))))
+	}
+	for _, list := range [][]netip.Addr{s.LoadBalancerAddresses, s.ExternalAddresses} {
+		for _, a := range list {
+			if familyOf(a) != f {
+				continue
+			}
+			// Clients in the cluster get every endpoint: kube-proxy's short cut for externalTrafficPolicy Local.
+			u.put(SetFrontends.In(f), frontend(a, s), Data(Mark(scope(nodestate.LocalityCluster))))
 			if s.ExternalPolicy == nodestate.LocalityLocal {
-				u.put(SetNodePortsOutside.In(f), key, Data(Mark(scope(nodestate.LocalityLocal))))
+				u.put(SetOutside.In(f), frontend(a, s), Data(Mark(scope(nodestate.LocalityLocal))))
 			}
+		}
+	}
+	if s.NodePort != 0 && serves(s.NodePortFamilies, f) {
+		key := Concat(Proto(s.Protocol), Port(s.NodePort))
+		u.put(SetNodePorts.In(f), key, Data(Mark(scope(nodestate.LocalityCluster))))
+		if s.ExternalPolicy == nodestate.LocalityLocal {
+			u.put(SetNodePortsOutside.In(f), key, Data(Mark(scope(nodestate.LocalityLocal))))
 		}
 	}
 }
@@ -64,44 +78,6 @@ func serves(families []uint8, f Family) bool {
 	return false
 }
 
-// backends are the endpoints of one family that take connections, sorted, by scope.
-type backends struct{ all, local []netip.AddrPort }
-
-// backends chooses among endpoints as KEP-1669 says, for each scope by itself: those that are ready or, where none is,
-// those that terminate but still serve.
-func (p *Planner) backends(k nodestate.ServiceKey, f Family) backends {
-	var ready, ending, localReady, localEnding []netip.AddrPort
-	for _, e := range p.endpoints[k] {
-		if familyOf(e.Address) != f {
-			continue
-		}
-		at := netip.AddrPortFrom(e.Address.Unmap(), e.Backend)
-		local := e.Node != "" && e.Node == p.node.Name
-		if e.State == nodestate.EndpointReady {
-			ready = append(ready, at)
-			if local {
-				localReady = append(localReady, at)
-			}
-			continue
-		}
-		ending = append(ending, at)
-		if local {
-			localEnding = append(localEnding, at)
-		}
-	}
-	b := backends{all: ready, local: localReady}
-	if len(b.all) == 0 {
-		b.all = ending
-	}
-	if len(b.local) == 0 {
-		b.local = localEnding
-	}
-	for _, list := range [][]netip.AddrPort{b.all, b.local} {
-		sort.Slice(list, func(i, j int) bool { return list[i].Compare(list[j]) < 0 })
-	}
-	return b
-}
-
 // service is the id of one scope of a service.
 func (u *unit) service(s nodestate.ServicePort, f Family, l nodestate.Locality) uint32 {
 	scope := "all"
@@ -111,48 +87,28 @@ func (u *unit) service(s nodestate.ServicePort, f Family, l nodestate.Locality) 
 	return u.id("s", s.ServiceKey.String(), strconv.Itoa(int(f)), scope)
 }
 
-// planScope gives a service id with its endpoints.
-func (p *Planner) planScope(u *unit, s nodestate.ServicePort, f Family, l nodestate.Locality, b backends) uint32 {
-	list := b.all
-	if l == nodestate.LocalityLocal {
-		list = b.local
-	}
-	id := u.service(s, f, l)
-	if u.err != nil {
-		return 0
-	}
+// planScope gives the program of a service id.
+func (p *Planner) planScope(u *unit, s nodestate.ServicePort, where place, id uint32) {
 	service := Mark(id)
-	if len(list) == 0 {
+	count, _ := p.pool(s.ServiceKey).tallies[where].picks()
+	if count == 0 {
 		program := ProgramRefuse
-		if len(b.all) > 0 {
+		if n, _ := p.pool(s.ServiceKey).tallies[place{where.family, nodestate.LocalityCluster}].picks(); n > 0 {
 			program = ProgramNoLocal
 		}
-		p.ids.Slots(id, nil)
 		u.put(SetServices, Concat(service), Data(Mark(program)))
-		return id
+		return
 	}
-	want := make([]uint32, len(list))
-	for i, at := range list {
-		want[i] = u.id("e", at.String())
-		u.put(SetEndpoints.In(f), Concat(Mark(want[i])), Data(Addr(at.Addr()), Port(at.Port())))
-		if s.AffinitySeconds > 0 {
-			u.put(SetSticky, Concat(service, Mark(want[i])), "")
-		}
-	}
-	for slot, endpoint := range p.ids.Slots(id, want) {
-		u.put(SetSlots, Concat(service, Mark(uint32(slot))), Data(Mark(endpoint)))
-	}
-	n := uint32(len(list))
-	p.useProgram(n, Value("jump count-"+strconv.Itoa(len(list))))
+	n := uint32(count)
+	p.useProgram(n, Value("jump count-"+strconv.Itoa(count)))
 	if s.AffinitySeconds == 0 {
 		u.put(SetServices, Concat(service), Data(Mark(n)))
-		return id
+		return
 	}
 	program := ProgramAffinity + s.AffinitySeconds
 	p.useProgram(program, Value("goto affinity-"+strconv.Itoa(int(s.AffinitySeconds))))
 	u.put(SetCounts, Concat(service), Data(Mark(n)))
 	u.put(SetServices, Concat(service), Data(Mark(program)))
-	return id
 }
 
 // planSources gives the source ranges of all load balancer addresses that have any: a client's address is mapped to

@@ -99,9 +99,15 @@ func TestEndTakesEverythingAwayInOrder(t *testing.T) {
 	w.set(func() { w.hold[uid] = true })
 	w.forget()
 	a.update(t, 20, objects{deleting(object("a"), 30)})
-	w.until("not ready while it stops", func() bool {
-		return slices.Contains(w.events, "stop a") && condition(w.status(uid), "Ready") == "False" && condition(w.status(uid), "ContainersReady") == "True"
-	})
+	w.until("asked to stop", func() bool { return slices.Contains(w.events, "stop a") })
+	if got := condition(w.status(uid), "Ready"); got != "True" {
+		t.Errorf("Ready is %q while the containers run on", got)
+	}
+	// The probes go on, and their verdicts count.
+	w.container(a, uid, func(c *runtime.ContainerState) { c.Ready = false })
+	w.until("unready while it stops", func() bool { return condition(w.status(uid), "Ready") == "False" })
+	w.container(a, uid, func(c *runtime.ContainerState) { c.Ready = true })
+	w.until("ready while it stops", func() bool { return condition(w.status(uid), "Ready") == "True" })
 	if got := withoutStatus(w.calls(uid)); got != "stop" {
 		t.Errorf("before the containers ended: %q", got)
 	}

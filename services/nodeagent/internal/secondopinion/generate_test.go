@@ -193,6 +193,9 @@ func (g generator) endpoint(p nodestate.ServicePort) nodestate.Endpoint {
 	if g.chance(5) {
 		e.State = nodestate.EndpointTerminating
 	}
+	if !g.chance(4) {
+		e.HintNodes = []string{pick(g, g.w.nodes[:]).name}
+	}
 	return e
 }
 

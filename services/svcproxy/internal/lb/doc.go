@@ -4,7 +4,8 @@
 // In: Services, EndpointSlices, Pods and Nodes, one change at a time ([World]), and single Services as a caller sends
 // them. Out: completed and checked Services and EndpointSlices ([DefaultService], [ValidateService]), the values that a
 // Service holds of ipam's pools ([Values], [Wants]), for each Service that a change concerns its wanted EndpointSlices,
-// its rows and the node that is to announce it ([World.Plan]), and where a connection would go ([World.Lookup]).
+// its rows and the node that is to announce it ([World.Plan]; [World.Replan] where only the difference is asked for), and
+// where a connection would go ([World.Lookup]).
 //
 // Invariants: a plan depends on the present objects only, never on the order in which they came; the stored slices are
 // among these objects, so that endpoints stay where they are and one Pod's change rewrites one slice. A change that

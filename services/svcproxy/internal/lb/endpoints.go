@@ -203,9 +203,9 @@ func (p *placement) endpoint(pod *Pod, a netip.Addr) SliceEndpoint {
 	}
 	switch p.s.Distribution {
 	case preferClose, preferSameZone:
-		e.HintZone = e.Zone
+		e.HintZones = e.Zone
 	case preferSameNode:
-		e.HintZone, e.HintNode = e.Zone, e.Node
+		e.HintZones, e.HintNodes = e.Zone, e.Node
 	}
 	return e
 }

@@ -24,6 +24,7 @@ func p[T any](v T) *T { return &v }
 // in another order, what is stored lacks nothing, and the endpoints are those that a naive oracle finds.
 func TestHistories(t *testing.T) {
 	const runs = 60
+	partial := 0
 	for seed := range runs {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(uint64(seed), 1))
@@ -39,7 +40,11 @@ func TestHistories(t *testing.T) {
 					return
 				}
 			}
+			partial += s.partial
 		})
+	}
+	if partial == 0 && !t.Failed() {
+		t.Error("nothing was planned from what changed alone")
 	}
 }
 
@@ -375,5 +380,91 @@ func manyPodsOf(s *sim, app string, service int) {
 				Conditions: []*objectv1.PodCondition{{Type: "Ready", Status: "True"}},
 			},
 		})
+	}
+}
+
+// TestOneEndpointCostsOneEndpoint compares what one Pod that turns unready and ready again costs a Service of 300 Pods with what
+// it costs one of 3,000.
+func TestOneEndpointCostsOneEndpoint(t *testing.T) {
+	cost := func(pods int) float64 {
+		s, pod := bigService(t, pods)
+		s.quick = true
+		step := turning(s, pod)
+		step()
+		return testing.AllocsPerRun(10, step)
+	}
+	few, many := cost(300), cost(3000)
+	if many > 1.2*few {
+		t.Errorf("%.0f allocations among 300 Pods, %.0f among 3,000", few, many)
+	}
+}
+
+func bigService(t testing.TB, pods int) (*sim, *objectv1.Pod) {
+	s := newSim(t)
+	s.quick = true
+	s.put(selecting("web"))
+	manyPods(s, 0, pods, "web")
+	s.settle()
+	return s, s.pods[lb.Ref{Namespace: "default", Name: "pod-0007"}]
+}
+
+// turning turns a Pod unready or ready again, each time that it is called.
+func turning(s *sim, pod *objectv1.Pod) func() {
+	i := 0
+	return func() {
+		o := proto.Clone(pod).(*objectv1.Pod)
+		o.Status.Conditions[0].Status = []string{"False", "True"}[i%2]
+		i++
+		s.put(o)
+		s.settle()
+		s.written = s.written[:0]
+	}
+}
+
+// BenchmarkOneEndpointOfMany is one Pod that turns unready and ready again, through both plans of its Service.
+func BenchmarkOneEndpointOfMany(b *testing.B) {
+	for _, n := range []int{100, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s, pod := bigService(b, n)
+			step := turning(s, pod)
+			for b.Loop() {
+				step()
+			}
+		})
+	}
+}
+
+// TestAReadyNodeAnnounces: an address of policy Local moves from a Node whose endpoint ends to one whose endpoint is ready, when
+// that Node becomes able to announce.
+func TestAReadyNodeAnnounces(t *testing.T) {
+	s := newSim(t)
+	node := func(name, ready string) {
+		s.put(&objectv1.Node{
+			Metadata: &objectv1.ObjectMeta{Name: name},
+			Status:   &objectv1.NodeStatus{Conditions: []*objectv1.NodeCondition{{Type: "Ready", Status: ready}}},
+		})
+	}
+	pod := func(name, node, address string) *objectv1.Pod {
+		return &objectv1.Pod{
+			Metadata: &objectv1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": "web"}},
+			Spec:     &objectv1.PodSpec{NodeName: node},
+			Status:   &objectv1.PodStatus{PodIp: address, Conditions: []*objectv1.PodCondition{{Type: "Ready", Status: "True"}}},
+		}
+	}
+	node("n1", "False")
+	node("n2", "True")
+	ending := pod("b", "n2", "10.244.1.1")
+	ending.Metadata.DeletionTimestamp = &timestamppb.Timestamp{Seconds: 1}
+	s.put(pod("a", "n1", "10.244.0.1"))
+	s.put(ending)
+	o := selecting("web")
+	o.Spec.Type, o.Spec.ExternalTrafficPolicy = p("LoadBalancer"), p("Local")
+	o.Status = &objectv1.ServiceStatus{LoadBalancer: &objectv1.LoadBalancerStatus{Ingress: []*objectv1.LoadBalancerIngress{{Ip: "198.51.100.1"}}}}
+	s.put(o)
+	s.settle()
+	node("n1", "True")
+	s.settle()
+	if want := []string{"default/web=n2", "default/web=n1"}; !slices.Equal(s.moved, want) {
+		t.Errorf("announced by %v, want %v", s.moved, want)
 	}
 }

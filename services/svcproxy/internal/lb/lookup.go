@@ -273,7 +273,7 @@ func (s *Service) match(a netip.Addr) Match {
 }
 
 // choose fills in the endpoints that a node chooses from: ready ones, or where there is none the ending ones that still
-// serve (KEP-1669); with policy Local only those of the node, where externalTrafficPolicy is one of clients outside.
+// serve (KEP-1669), narrowed by hints; with policy Local only those of the node, where externalTrafficPolicy is one of clients outside.
 func (w *World) choose(a *Answer, s *serviceState, port Port, match Match, q Question) {
 	a.Match = match
 	if len(s.ClusterIPs) > 0 {
@@ -310,12 +310,17 @@ func (w *World) choose(a *Answer, s *serviceState, port Port, match Match, q Que
 	case policy == nodestate.LocalityLocal && !narrowed:
 		a.Reason += "; " + field + " Local is for clients outside only"
 	}
+	if !narrowed {
+		var by string
+		if chosen, by = w.hinted(chosen, q.Node); by != "" {
+			a.Reason += fmt.Sprintf("; %d of them are hinted for %s", len(chosen), by)
+		}
+	}
 	switch {
 	case len(all) == 0:
 		a.Outcome, a.Reason = Refused, fmt.Sprintf("Service %s has no endpoint that takes connections: refused", s.Ref)
 	case len(chosen) == 0:
 		a.Outcome = Dropped
-		a.Reason += ": dropped"
 	default:
 		a.Outcome = Served
 		if chosen[0].State == nodestate.EndpointTerminating {
@@ -340,7 +345,7 @@ func (s *serviceState) halt(a *Answer, match Match, q Question) bool {
 	case match == MatchBalancer && s.Limited && q.Source.IsValid() &&
 		!slices.ContainsFunc(s.Sources, func(p netip.Prefix) bool { return p.Contains(q.Source) }):
 		a.Outcome = Dropped
-		a.Reason = fmt.Sprintf("%s is in none of the source ranges of %s: dropped", q.Source, s.Ref)
+		a.Reason = fmt.Sprintf("%s is in none of the source ranges of %s", q.Source, s.Ref)
 	default:
 		return false
 	}

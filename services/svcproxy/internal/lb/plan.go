@@ -1,7 +1,9 @@
 package lb
 
 import (
+	"cmp"
 	"hash/fnv"
+	"maps"
 	"slices"
 
 	"podwire.dev/internal/nodestate"
@@ -11,6 +13,9 @@ import (
 type Plan struct {
 	// Rows are all of the Service's rows.
 	Rows []nodestate.Row
+	// Partial says that Rows are only those that may have changed, in no order, and Gone those that there are no more.
+	Partial bool
+	Gone    []nodestate.Ref
 	// Writes are the derived slices that are not stored as they are wanted: to be written whole.
 	Writes []Slice
 	// Stale are the stored slices that are to go.
@@ -76,23 +81,8 @@ func (w *World) merge(s *serviceState) []nodestate.Endpoint {
 	}
 	best := map[string]nodestate.Endpoint{}
 	for _, slice := range w.slicesOf[s.Ref] {
-		if slice.Service != s.Name || !slices.Contains(s.Families, slice.Family) {
-			continue
-		}
 		for i := range slice.Endpoints {
-			e := &slice.Endpoints[i]
-			state, ok := e.state()
-			if !ok {
-				continue
-			}
-			for _, port := range slice.Ports {
-				if !s.has(port) || port.Number == 0 {
-					continue
-				}
-				row := nodestate.Endpoint{
-					ServiceKey: nodestate.ServiceKey{Namespace: s.Namespace, Service: s.Name, Port: port.Name, Protocol: port.Protocol},
-					Address:    e.Address, Backend: port.Number, Node: e.Node, Zone: e.Zone, State: state,
-				}
+			for _, row := range w.backends(s, slice, &slice.Endpoints[i]) {
 				key := row.Key()
 				if have, ok := best[key]; !ok || better(row, have) {
 					best[key] = row
@@ -101,18 +91,29 @@ func (w *World) merge(s *serviceState) []nodestate.Endpoint {
 		}
 	}
 	out := make([]nodestate.Endpoint, 0, len(best))
-	for _, row := range best {
-		out = append(out, row)
+	for _, key := range slices.Sorted(maps.Keys(best)) {
+		out = append(out, best[key])
 	}
-	slices.SortFunc(out, func(a, b nodestate.Endpoint) int {
-		switch x, y := a.Key(), b.Key(); {
-		case x < y:
-			return -1
-		case x > y:
-			return 1
+	return out
+}
+
+// backends are the rows of one endpoint of a slice, one for each of its ports that the Service has.
+func (w *World) backends(s *serviceState, slice *Slice, e *SliceEndpoint) []nodestate.Endpoint {
+	state, ok := e.state()
+	if !ok || slice.Service != s.Name || !slices.Contains(s.Families, slice.Family) {
+		return nil
+	}
+	var out []nodestate.Endpoint
+	for _, port := range slice.Ports {
+		if !s.has(port) || port.Number == 0 {
+			continue
 		}
-		return 0
-	})
+		out = append(out, nodestate.Endpoint{
+			ServiceKey: nodestate.ServiceKey{Namespace: s.Namespace, Service: s.Name, Port: port.Name, Protocol: port.Protocol},
+			Address:    e.Address, Backend: port.Number, Node: e.Node, Zone: e.Zone, State: state,
+			HintZones: hints(e.HintZones), HintNodes: hints(e.HintNodes),
+		})
+	}
 	return out
 }
 
@@ -123,8 +124,10 @@ func better(a, b nodestate.Endpoint) bool {
 		return a.State == nodestate.EndpointReady
 	case a.Node != b.Node:
 		return b.Node == "" || a.Node != "" && a.Node < b.Node
+	case a.Zone != b.Zone:
+		return b.Zone == "" || a.Zone != "" && a.Zone < b.Zone
 	}
-	return b.Zone == "" || a.Zone != "" && a.Zone < b.Zone
+	return cmp.Or(slices.Compare(a.HintNodes, b.HintNodes), slices.Compare(a.HintZones, b.HintZones)) > 0
 }
 
 // has says whether a slice's port is one of the Service's: by name and protocol.

@@ -3,6 +3,7 @@ package lb_test
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -29,6 +30,9 @@ type sim struct {
 	epoch    int
 	// written are the slices that were written or deleted since they were last printed, moved the Services.
 	written, moved []string
+	// partial counts the plans that were computed from what changed; quick leaves the comparison with the whole out.
+	partial int
+	quick   bool
 }
 
 func newSim(t testing.TB) *sim {
@@ -119,12 +123,46 @@ func (s *sim) settle() {
 			s.t.Fatalf("does not settle: %v", refs)
 		}
 		for _, ref := range refs {
-			s.write(ref, s.world.Plan(ref))
+			s.write(ref, s.replan(ref))
 		}
 	}
 }
 
+// replan is the plan of a Service, computed from what changed, as the whole plan has it.
+func (s *sim) replan(ref lb.Ref) lb.Plan {
+	s.t.Helper()
+	if s.quick {
+		return s.world.Replan(ref)
+	}
+	want := s.world.Plan(ref)
+	got := s.world.Replan(ref)
+	if got.Partial {
+		s.partial++
+		rows := nodestate.NewSlice(s.rows[ref]...)
+		for _, name := range got.Gone {
+			rows.Remove(name)
+		}
+		for _, row := range got.Rows {
+			rows.Upsert(row)
+		}
+		if d := nodestate.Diff(nodestate.NewSlice(want.Rows...), rows); !d.Empty() {
+			s.t.Fatalf("%s: what changed makes other rows than the whole: %+v", ref, d)
+		}
+		got.Rows, got.Gone, got.Partial = want.Rows, nil, false
+	}
+	byName := func(a, b lb.Slice) int { return strings.Compare(a.Name, b.Name) }
+	slices.SortFunc(want.Writes, byName)
+	slices.SortFunc(got.Writes, byName)
+	if !reflect.DeepEqual(want, got) {
+		s.t.Fatalf("%s: what changed asks for\n%+v\nand the whole for\n%+v", ref, got, want)
+	}
+	return got
+}
+
 func (s *sim) write(ref lb.Ref, p lb.Plan) {
+	if p.Partial {
+		p.Rows = nil // a benchmark's, which looks at none
+	}
 	if s.rows[ref] = p.Rows; len(p.Rows) == 0 {
 		delete(s.rows, ref)
 	}
@@ -200,7 +238,7 @@ func endpointText(e lb.SliceEndpoint) string {
 		}
 	}
 	for _, f := range [][2]string{
-		{"node", e.Node}, {"zone", e.Zone}, {"hostname", e.Hostname}, {"for-zone", e.HintZone}, {"for-node", e.HintNode}, {"pod", e.Target.Name},
+		{"node", e.Node}, {"zone", e.Zone}, {"hostname", e.Hostname}, {"for-zone", e.HintZones}, {"for-node", e.HintNodes}, {"pod", e.Target.Name},
 	} {
 		if f[1] != "" {
 			parts = append(parts, f[0]+"="+f[1])
@@ -231,7 +269,11 @@ func rowText(row nodestate.Row) string {
 		return text + fmt.Sprintf(" inside %s outside %s", localityText(r.InternalPolicy), localityText(r.ExternalPolicy))
 	case nodestate.Endpoint:
 		state := map[nodestate.EndpointState]string{nodestate.EndpointReady: "ready", nodestate.EndpointTerminating: "terminating"}[r.State]
-		return fmt.Sprintf("  to %s node=%s zone=%s %s", r.Key(), r.Node, r.Zone, state)
+		text := fmt.Sprintf("  to %s node=%s zone=%s %s", r.Key(), r.Node, r.Zone, state)
+		if len(r.HintZones)+len(r.HintNodes) > 0 {
+			text += fmt.Sprintf(" for zones %v nodes %v", r.HintZones, r.HintNodes)
+		}
+		return text
 	case nodestate.Announcement:
 		return fmt.Sprintf("announce %s by %s since %d", r.Address, r.Node, r.Epoch)
 	}

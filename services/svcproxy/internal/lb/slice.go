@@ -45,8 +45,8 @@ type SliceEndpoint struct {
 	Node, Zone, Hostname        string
 	// Target is the object behind the endpoint.
 	Target Target
-	// HintZone and HintNode say who should prefer the endpoint.
-	HintZone, HintNode string
+	// HintZones and HintNodes are the names of those who are to use the endpoint, sorted, with commas between them.
+	HintZones, HintNodes string
 }
 
 // Target is the object behind an endpoint.
@@ -97,12 +97,8 @@ func parseEndpoint(e *objectv1.Endpoint) (SliceEndpoint, bool) {
 	if c != nil && c.Serving != nil {
 		out.Serving = *c.Serving
 	}
-	if zones := e.GetHints().GetForZones(); len(zones) > 0 {
-		out.HintZone = zones[0].GetName()
-	}
-	if nodes := e.GetHints().GetForNodes(); len(nodes) > 0 {
-		out.HintNode = nodes[0].GetName()
-	}
+	out.HintZones = namesOf(e.GetHints().GetForZones())
+	out.HintNodes = namesOf(e.GetHints().GetForNodes())
 	return out, true
 }
 
@@ -156,16 +152,36 @@ func (e *SliceEndpoint) object() *objectv1.Endpoint {
 			*field.to = ptr(field.text)
 		}
 	}
-	if e.HintZone != "" || e.HintNode != "" {
+	if e.HintZones != "" || e.HintNodes != "" {
 		out.Hints = &objectv1.EndpointHints{}
 	}
-	if e.HintZone != "" {
-		out.Hints.ForZones = []*objectv1.ForZone{{Name: e.HintZone}}
+	for _, name := range hints(e.HintZones) {
+		out.Hints.ForZones = append(out.Hints.ForZones, &objectv1.ForZone{Name: name})
 	}
-	if e.HintNode != "" {
-		out.Hints.ForNodes = []*objectv1.ForNode{{Name: e.HintNode}}
+	for _, name := range hints(e.HintNodes) {
+		out.Hints.ForNodes = append(out.Hints.ForNodes, &objectv1.ForNode{Name: name})
 	}
 	return out
+}
+
+// namesOf joins the names of hints; neither zones nor Nodes have a comma in theirs.
+func namesOf[H interface{ GetName() string }](list []H) string {
+	var out []string
+	for _, h := range list {
+		if h.GetName() != "" {
+			out = append(out, h.GetName())
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(slices.Compact(out), ",")
+}
+
+// hints are the names that namesOf joined.
+func hints(joined string) []string {
+	if joined == "" {
+		return nil
+	}
+	return strings.Split(joined, ",")
 }
 
 // portsKey names a set of ports, whatever their order.

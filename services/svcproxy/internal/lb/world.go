@@ -3,6 +3,8 @@ package lb
 import (
 	"maps"
 	"slices"
+
+	"podwire.dev/internal/nodestate"
 )
 
 // label is one label of objects of one namespace.
@@ -33,6 +35,8 @@ type World struct {
 	podsOn    map[string]map[*podState]bool
 	balanced  map[*serviceState]bool
 	dirty     map[Ref]bool
+	books     map[Ref]*book
+	byUID     map[string]*podState
 }
 
 // NewWorld returns an empty World.
@@ -42,6 +46,7 @@ func NewWorld() *World {
 		pods: map[Ref]*podState{}, nodes: map[string]Node{}, podsBy: map[label]map[*podState]bool{},
 		selecting: map[label]map[*serviceState]bool{}, podsOn: map[string]map[*podState]bool{},
 		balanced: map[*serviceState]bool{}, dirty: map[Ref]bool{},
+		books: map[Ref]*book{}, byUID: map[string]*podState{},
 	}
 }
 
@@ -67,7 +72,7 @@ func (s *serviceState) first() label {
 
 // SetService adds a Service or replaces what is known of it.
 func (w *World) SetService(service Service) {
-	w.dirty[service.Ref] = true
+	w.dirty[service.Ref], w.book(service.Ref).whole = true, true
 	old := w.services[service.Ref]
 	if old != nil && maps.Equal(old.Selector, service.Selector) && old.derives() == service.derives() {
 		old.Service = service // the Pods are the same
@@ -104,7 +109,7 @@ func (w *World) DeleteService(ref Ref) {
 	if s == nil {
 		return
 	}
-	w.dirty[ref] = true
+	w.dirty[ref], w.book(ref).whole = true, true
 	delete(w.services, ref)
 	delete(w.balanced, s)
 	for p := range s.pods {
@@ -117,9 +122,22 @@ func (w *World) DeleteService(ref Ref) {
 
 // SetSlice adds an EndpointSlice or replaces what is known of it.
 func (w *World) SetSlice(slice Slice) {
-	w.DeleteSlice(slice.Ref)
+	old := w.slices[slice.Ref]
+	w.forgetSlice(slice.Ref)
+	if old != nil {
+		for _, ref := range old.belongs() {
+			now := &slice
+			if !slices.Contains(slice.belongs(), ref) {
+				now = nil
+			}
+			w.book(ref).restore(ref, old, now)
+		}
+	}
 	w.slices[slice.Ref] = &slice
 	for _, ref := range slice.belongs() {
+		if old == nil || !slices.Contains(old.belongs(), ref) {
+			w.book(ref).restore(ref, nil, &slice)
+		}
 		if w.slicesOf[ref] == nil {
 			w.slicesOf[ref] = map[string]*Slice{}
 		}
@@ -130,6 +148,15 @@ func (w *World) SetSlice(slice Slice) {
 
 // DeleteSlice forgets an EndpointSlice.
 func (w *World) DeleteSlice(ref Ref) {
+	if old := w.slices[ref]; old != nil {
+		for _, service := range old.belongs() {
+			w.book(service).restore(service, old, nil)
+		}
+	}
+	w.forgetSlice(ref)
+}
+
+func (w *World) forgetSlice(ref Ref) {
 	slice := w.slices[ref]
 	if slice == nil {
 		return
@@ -163,13 +190,17 @@ func (w *World) SetPod(pod Pod) {
 		return
 	}
 	if old != nil && maps.Equal(old.Labels, pod.Labels) && old.Node == pod.Node {
+		w.dirtyServices(old) // by the UID that it had
+		w.unnamed(old)
 		old.Pod = pod // the Services are the same
+		w.byUID[pod.UID] = old
 		w.dirtyServices(old)
 		return
 	}
 	w.DeletePod(pod.Ref)
 	p := &podState{Pod: pod, services: map[*serviceState]bool{}}
 	w.pods[pod.Ref] = p
+	w.byUID[pod.UID] = p
 	if pod.Node != "" {
 		put(w.podsOn, pod.Node, p)
 	}
@@ -188,6 +219,14 @@ func (w *World) SetPod(pod Pod) {
 func (w *World) dirtyServices(p *podState) {
 	for s := range p.services {
 		w.dirty[s.Ref] = true
+		w.book(s.Ref).touch(p.UID)
+	}
+}
+
+// unnamed forgets the UID of a Pod.
+func (w *World) unnamed(p *podState) {
+	if w.byUID[p.UID] == p {
+		delete(w.byUID, p.UID)
 	}
 }
 
@@ -199,6 +238,7 @@ func (w *World) DeletePod(ref Ref) {
 	}
 	w.dirtyServices(p)
 	delete(w.pods, ref)
+	w.unnamed(p)
 	for s := range p.services {
 		delete(s.pods, p)
 	}
@@ -245,10 +285,10 @@ func (w *World) rezone(node string) {
 }
 
 // reannounce makes dirty what may choose otherwise since a Node became able to announce, or unable: what it announces,
-// and what no able Node announces.
+// what no able Node announces, and what only Nodes with an endpoint may, since a ready one goes before one that ends.
 func (w *World) reannounce(node string) {
 	for s := range w.balanced {
-		if s.Announcer == node || !w.nodes[s.Announcer].Able {
+		if s.Announcer == node || !w.nodes[s.Announcer].Able || s.ExternalPolicy == nodestate.LocalityLocal {
 			w.dirty[s.Ref] = true
 		}
 	}

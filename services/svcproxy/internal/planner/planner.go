@@ -196,7 +196,12 @@ func (p *Planner) Plan(at store.Revision) (feed.Plan, error) {
 
 // replan computes one Service anew.
 func (p *Planner) replan(ref lb.Ref, at store.Revision, delta *nodestate.Delta, gone map[nodestate.Ref]bool) {
-	plan := p.world.Plan(ref)
+	plan := p.world.Replan(ref)
+	p.writes[ref] = p.writesOf(ref, plan, at)
+	if plan.Partial {
+		p.patch(ref, plan, delta, gone)
+		return
+	}
 	next := make(map[nodestate.Ref]nodestate.Row, len(plan.Rows))
 	for _, row := range plan.Rows {
 		name := nodestate.RefOf(row)
@@ -215,7 +220,32 @@ func (p *Planner) replan(ref lb.Ref, at store.Revision, delta *nodestate.Delta, 
 	if p.rows[ref] = next; len(next) == 0 {
 		delete(p.rows, ref)
 	}
-	p.writes[ref] = p.writesOf(ref, plan, at)
+}
+
+// patch changes those rows of a Service that a partial plan names.
+func (p *Planner) patch(ref lb.Ref, plan lb.Plan, delta *nodestate.Delta, gone map[nodestate.Ref]bool) {
+	rows := p.rows[ref]
+	for _, name := range plan.Gone {
+		if _, had := rows[name]; had && p.owners[name] == ref {
+			delete(p.owners, name)
+			gone[name] = true
+		}
+		delete(rows, name)
+	}
+	for _, row := range plan.Rows {
+		name := nodestate.RefOf(row)
+		if old, ok := rows[name]; ok && p.owners[name] == ref && nodestate.Equal(old, row) {
+			continue
+		}
+		if rows == nil {
+			rows = map[nodestate.Ref]nodestate.Row{}
+		}
+		delta.Upserts = append(delta.Upserts, row)
+		rows[name], p.owners[name] = row, ref
+	}
+	if p.rows[ref] = rows; len(rows) == 0 {
+		delete(p.rows, ref)
+	}
 }
 
 // writesOf are the derived writes of one Service.
