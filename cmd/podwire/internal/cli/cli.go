@@ -10,6 +10,7 @@ package cli
 import (
 	"context"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	"podwire.dev/cmd/podwire/internal/cli/objects"
+	"podwire.dev/cmd/podwire/internal/lab"
 	"podwire.dev/cmd/podwire/internal/session"
 	"podwire.dev/internal/manifest"
 	"podwire.dev/internal/rpc"
@@ -32,6 +34,7 @@ type Session interface {
 	DialProcess(ctx context.Context, p *clusterv1.Process, opts ...rpc.DialOption) (*grpc.ClientConn, error)
 	Processes(ctx context.Context) ([]*clusterv1.Process, error)
 	OutsideNetNS() (string, error)
+	OutsideRoute(to netip.Addr) (lab.Route, error)
 }
 
 // app is what every command here works with.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"podwire.dev/cmd/podwire/internal/cli/describe"
 	"podwire.dev/internal/manifest"
 	objectv1 "podwire.dev/proto/podwire/object/v1"
 )
@@ -75,6 +76,9 @@ func podReady(m manifest.Message, _ time.Time) string {
 		if c.GetReady() {
 			ready++
 		}
+	}
+	if describe.Member(pod) != "" && describe.Ready(pod) { // a fabric member: no agent runs its containers
+		ready = len(pod.GetSpec().GetContainers())
 	}
 	return fmt.Sprintf("%d/%d", ready, len(pod.GetSpec().GetContainers()))
 }

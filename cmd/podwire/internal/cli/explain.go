@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"podwire.dev/cmd/podwire/internal/cli/describe"
 	"podwire.dev/cmd/podwire/internal/cli/explain"
 	"podwire.dev/cmd/podwire/internal/cli/objects"
 	"podwire.dev/cmd/podwire/internal/session"
@@ -66,10 +67,11 @@ func (a *app) explain(ctx context.Context, from, to, namespace, output string) e
 	if err := write(a.out); err != nil {
 		return err
 	}
-	if answer.Verdict != explain.Allowed {
-		return &session.Exit{Status: session.ExitFailure}
+	const failed = 400 // the first status of HTTP that is an error
+	if answer.Verdict == explain.Allowed || answer.Verdict == explain.Answered && answer.Request.Status < failed {
+		return nil
 	}
-	return nil
+	return &session.Exit{Status: session.ExitFailure}
 }
 
 // explainer answers one question.
@@ -83,8 +85,12 @@ type explainer struct {
 	port uint32
 	// entry is the node whose tables see the packet first; empty where none is known.
 	entry string
-	// tunnels are the tunnel addresses of nodes that were looked up.
+	// ends are where the packet may come to, in the order of the answer's paths.
+	ends []end
+	// tunnels are the tunnel addresses of nodes that were looked up; nodes and pods all of their kind, where asked for.
 	tunnels map[string][]netip.Addr
+	nodes   []party
+	pods    []party
 }
 
 // party is one end of the connection, looked up. At most one of pod, node and service is set.
@@ -94,32 +100,41 @@ type party struct {
 	node    *objectv1.Node
 	service *objectv1.Service
 	addrs   []netip.Addr
+	// routed says that the party's routes can be asked for: it is the outside that we know.
+	routed bool
 }
 
-// outsideAddresses stand for any address that belongs to nobody here (RFC 5737, TEST-NET-3; RFC 3849).
-func outsideAddresses() []netip.Addr {
-	return []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
-}
+// outsideName is what the answer calls a client outside that has no other name.
+const outsideName = "outside"
+
+// member is the service of the fabric member that a party is; empty where it is none.
+func (p party) member() string { return describe.Member(p.pod) }
+
+// host says whether the party sends and receives with a node's own addresses.
+func (p party) host() bool { return p.node != nil || p.pod.GetSpec().GetHostNetwork() }
+
+// stranger says whether the party is outside of the cluster.
+func (p party) stranger() bool { return p.pod == nil && p.node == nil && p.service == nil }
 
 // source looks up where the connection comes from.
 func (x *explainer) source(ctx context.Context, e explain.End) (party, error) {
 	switch e.Kind {
 	case explain.Outside:
-		return party{text: "outside", addrs: outsideAddresses()}, nil
+		return party{text: outsideName, routed: true}, nil
 	case explain.Address:
 		return x.holder(ctx, e.Addr)
 	case explain.Node:
 		return x.node(ctx, e.Name)
 	}
 	p, err := x.pod(ctx, or(e.Namespace, x.namespace), e.Name)
-	if err == nil && (p.pod.GetSpec().GetNodeName() == "" || len(p.addrs) == 0) {
+	if err == nil && (p.pod.GetSpec().GetNodeName() == "" && p.member() == "" || len(p.addrs) == 0) {
 		return p, errs.New(errs.Unavailable, "pod %s has no address yet: %s", p.text, describeState(p.pod))
 	}
 	return p, err
 }
 
-// destination looks up where it goes, and resolves a port's name.
-func (x *explainer) destination(ctx context.Context, t explain.Target) (p party, err error) {
+// destination looks up where it goes, and resolves names: of hosts into out, and that of a port.
+func (x *explainer) destination(ctx context.Context, t explain.Target, out *explain.Answer) (p party, err error) {
 	switch t.Kind {
 	case explain.Address:
 		p, err = x.holder(ctx, t.Addr)
@@ -130,28 +145,27 @@ func (x *explainer) destination(ctx context.Context, t explain.Target) (p party,
 	case explain.Service:
 		p, err = x.service(ctx, t.End)
 	default:
-		p, err = x.service(ctx, t.End)
-		if errs.Is(err, errs.NotFound) {
-			p, err = x.pod(ctx, or(t.Namespace, x.namespace), t.Name)
-		}
-		if errs.Is(err, errs.NotFound) {
-			return p, errs.New(errs.NotFound, "there is neither a service nor a pod %q", t.End)
-		}
+		p, err = x.named(ctx, t, out)
 	}
-	if err != nil {
+	if err != nil || out.Verdict != "" {
 		return p, err
 	}
+	return p, x.choosePort(p, t)
+}
+
+// choosePort takes the port of the question, which may be a name or left out.
+func (x *explainer) choosePort(p party, t explain.Target) (err error) {
 	x.port = uint32(t.Port)
 	if t.PortName != "" {
 		x.port, err = p.portNamed(t.PortName, t.Protocol)
 	}
 	if err == nil && x.port == 0 && p.service == nil {
-		return p, session.Usage("%s: which port? TO:PORT", t.End)
+		return session.Usage("%s: which port? TO:PORT", t.End)
 	}
 	if err == nil && x.port == 0 {
 		x.port = p.onlyPort(t.Protocol)
 	}
-	return p, err
+	return err
 }
 
 // portNamed finds a port of a Service or a Pod by its name.
@@ -260,28 +274,52 @@ func (x *explainer) service(ctx context.Context, e explain.End) (party, error) {
 
 // holder is the pod or node that has an address, or the address itself.
 func (x *explainer) holder(ctx context.Context, addr netip.Addr) (party, error) {
-	pods, err := x.list(ctx, "pod")
-	if err != nil {
+	if err := x.listAll(ctx); err != nil {
 		return party{}, err
 	}
-	for _, m := range pods {
-		pod := m.(*objectv1.Pod)
-		if p := podParty(pod); slices.Contains(p.addrs, addr) && !pod.GetSpec().GetHostNetwork() && !ended(pod) {
-			p.addrs = []netip.Addr{addr}
-			return p, nil
-		}
-	}
-	nodes, err := x.list(ctx, "node")
-	if err != nil {
-		return party{}, err
-	}
-	for _, m := range nodes {
-		if p := nodeParty(m.(*objectv1.Node)); slices.Contains(p.addrs, addr) {
-			p.addrs = []netip.Addr{addr}
-			return p, nil
+	for _, list := range [][]party{x.pods, x.nodes} {
+		for _, p := range list {
+			if slices.Contains(p.addrs, addr) {
+				p.addrs = []netip.Addr{addr}
+				return p, nil
+			}
 		}
 	}
 	return party{text: addr.String(), addrs: []netip.Addr{addr}}, nil
+}
+
+// listAll reads the pods and nodes that hold addresses, once.
+func (x *explainer) listAll(ctx context.Context) error {
+	if x.pods != nil {
+		return nil
+	}
+	pods, err := x.list(ctx, "pod")
+	if err != nil {
+		return err
+	}
+	x.pods = make([]party, 0, len(pods))
+	for _, m := range pods {
+		if pod := m.(*objectv1.Pod); !pod.GetSpec().GetHostNetwork() && !ended(pod) {
+			x.pods = append(x.pods, podParty(pod))
+		}
+	}
+	return x.listNodes(ctx)
+}
+
+// listNodes reads the nodes, once.
+func (x *explainer) listNodes(ctx context.Context) error {
+	if x.nodes != nil {
+		return nil
+	}
+	nodes, err := x.list(ctx, "node")
+	if err != nil {
+		return err
+	}
+	x.nodes = make([]party, 0, len(nodes))
+	for _, m := range nodes {
+		x.nodes = append(x.nodes, nodeParty(m.(*objectv1.Node)))
+	}
+	return nil
 }
 
 // ended says whether a Pod has come to its end, and so holds no address any more.
@@ -340,13 +378,15 @@ func (p party) shown() explain.Party {
 		out.Addresses = append(out.Addresses, a.String())
 	}
 	switch {
+	case p.member() != "":
+		out.Kind = "member"
 	case p.pod != nil:
 		out.Kind = "pod"
 	case p.node != nil:
 		out.Kind = "node"
 	case p.service != nil:
 		out.Kind = "service"
-	case p.text == "outside":
+	case p.text == outsideName:
 		out.Kind = "host"
 	}
 	return out

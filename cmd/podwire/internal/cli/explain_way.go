@@ -20,87 +20,134 @@ import (
 
 // answer asks everybody who knows something about the connection.
 func (x *explainer) answer(ctx context.Context, from explain.End, to explain.Target) (out *explain.Answer, err error) {
+	out = &explain.Answer{Protocol: x.protocol, Paths: []explain.Path{}}
 	if x.from, err = x.source(ctx, from); err != nil {
 		return nil, err
 	}
-	if x.to, err = x.destination(ctx, to); err != nil {
-		return nil, err
+	if x.from.routed {
+		if out.Assumed, err = x.assume(ctx); err != nil {
+			return nil, err
+		}
+	}
+	out.From = x.from.shown()
+	if to.Scheme != "" {
+		return out, x.request(ctx, to, out)
+	}
+	if x.to, err = x.destination(ctx, to, out); err != nil || out.Verdict != "" {
+		return out, err
+	}
+	return out, x.connect(ctx, out)
+}
+
+// connect explains the connection from x.from to x.port of x.to.
+func (x *explainer) connect(ctx context.Context, out *explain.Answer) error {
+	if x.from.member() != "" {
+		x.from.addrs = x.memberSource()
 	}
 	dest := common(x.from.addrs, x.to.addrs)
 	headless := x.to.service != nil && len(x.to.addrs) == 0
 	if !dest.IsValid() && !headless {
-		return nil, errs.New(errs.Invalid, "%s and %s have no address of the same family", x.from.shown(), x.to.shown())
+		return errs.New(errs.Invalid, "%s and %s have no address of the same family", x.from.shown(), x.to.shown())
 	}
-	x.entry = x.entryNode()
-	look, err := x.lookup(ctx, dest)
+	out.From, out.To, out.Port = x.from.shown(), x.to.shown(), x.port
+	look, dest, unrouted, err := x.find(ctx, dest)
 	if err != nil {
-		return nil, err
-	}
-	if x.entry == "" && look.GetMatch() == svcproxyv1.LookupResponse_MATCH_LOAD_BALANCER {
-		x.entry = x.announcer(ctx, look)
-	}
-	out = &explain.Answer{From: x.from.shown(), To: x.to.shown(), Port: x.port, Protocol: x.protocol, Paths: []explain.Path{}}
-	if x.entry == "" {
-		out.Note = fmt.Sprintf("no node is known to take in what %s sends to %s, so no tables were asked", x.from.text, x.to.text)
-	}
-	if look.GetMatch() == svcproxyv1.LookupResponse_MATCH_NONE {
-		if look.GetService() != "" || x.to.service != nil {
-			out.Verdict, out.Reason = explain.Refused, look.GetReason()
-			return out, nil
-		}
-		ends := []end{{party: x.to, addr: dest, port: x.port}}
-		return out, x.follow(ctx, out, ends)
+		return err
 	}
 	ends := x.translated(ctx, out, look, dest)
+	switch look.GetOutcome() {
+	case svcproxyv1.LookupResponse_OUTCOME_UNCHANGED:
+		if x.to.service != nil {
+			out.Verdict, out.Reason = explain.Refused, look.GetReason()
+			return nil
+		}
+		if x.from.stranger() && x.to.stranger() && x.entry == "" {
+			unrouted = or(unrouted, "neither end is the cluster's, so no node sees the packet")
+		}
+		ends = []end{{party: x.to, addr: dest, port: x.port}}
+	case svcproxyv1.LookupResponse_OUTCOME_SERVED:
+	case svcproxyv1.LookupResponse_OUTCOME_DROPPED:
+		out.Verdict, out.Reason = explain.Dropped, look.GetReason()
+		return nil
+	case svcproxyv1.LookupResponse_OUTCOME_UNROUTED:
+		out.Verdict, out.Reason = explain.Unrouted, x.notHere(strings.TrimSuffix(look.GetReason()+"; "+unrouted, "; "))
+		return nil
+	default:
+		out.Verdict, out.Reason = explain.Refused, look.GetReason()
+		return nil
+	}
+	if unrouted != "" {
+		out.Verdict, out.Reason = explain.Unrouted, x.notHere(unrouted)
+		return nil
+	}
+	if x.entry == "" && x.from.member() == "" {
+		out.Note = fmt.Sprintf("no node is known to take in what %s sends to %s, so no tables were asked", x.from.text, x.to.text)
+	}
 	if len(ends) == 0 {
 		out.Verdict, out.Reason = explain.Refused, look.GetReason()
-		return out, nil
+		return nil
 	}
-	if t := out.Service.Tables; t != nil && t.Blocks() && len(t.Backends) == 0 {
-		out.Verdict, out.Reason = explain.Refused, fmt.Sprintf("the tables of %s: %s", t.Node, t.DecidedBy)
-		return out, nil
+	if s := out.Service; s != nil && s.Tables != nil && s.Tables.Blocks() && len(s.Tables.Backends) == 0 {
+		out.Verdict, out.Reason = explain.Refused, fmt.Sprintf("the tables of %s: %s", s.Tables.Node, s.Tables.DecidedBy)
+		return nil
 	}
-	return out, x.follow(ctx, out, ends)
+	return x.follow(ctx, out, ends)
 }
 
-// entryNode is the node whose tables see the packet first, as far as the two ends tell.
-func (x *explainer) entryNode() string {
-	switch {
-	case x.from.pod != nil:
-		return x.from.pod.GetSpec().GetNodeName()
-	case x.from.node != nil:
-		return x.from.text
-	case x.to.node != nil:
-		return x.to.text
-	case x.to.pod != nil:
-		return x.to.pod.GetSpec().GetNodeName()
+// find asks svcproxy what the destination is, and sets the node where the packet enters. A client outside that has a
+// Service's name goes to the Service's way in, whose address is then the destination, unless its routes lead to the cluster
+// address only.
+func (x *explainer) find(ctx context.Context, dest netip.Addr) (look *svcproxyv1.LookupResponse, to netip.Addr, unrouted string, err error) {
+	entry, unrouted := x.entryNode(ctx, dest)
+	x.entry = entry
+	name := x.to.service.GetMetadata().GetName()
+	if name == "" || x.from.member() != "" && dest.IsValid() {
+		look, err = x.lookup(ctx, dest.String(), dest)
+	} else {
+		if x.outside() {
+			x.entry = ""
+		}
+		look, err = x.lookup(ctx, name, dest)
 	}
-	return ""
-}
-
-// announcer is the node that takes in what is sent to a load balancer address.
-func (x *explainer) announcer(ctx context.Context, look *svcproxyv1.LookupResponse) string {
-	obj, err := x.get(ctx, "service", look.GetNamespace(), look.GetService())
 	if err != nil {
-		return ""
+		return nil, dest, "", err
 	}
-	return obj.GetMetadata().GetAnnotations()[announcerAnnotation]
+	switch {
+	case look.GetAddress() != "" && x.outside():
+		if dest, err = netip.ParseAddr(look.GetAddress()); err != nil {
+			return nil, dest, "", errs.WrapAs(errs.Internal, err, "explain: svcproxy's answer")
+		}
+		x.entry, unrouted = x.entryNode(ctx, dest)
+	case look.GetOutcome() == svcproxyv1.LookupResponse_OUTCOME_UNROUTED && entry != "":
+		x.entry = entry
+		if look, err = x.lookup(ctx, dest.String(), dest); err != nil {
+			return nil, dest, "", err
+		}
+	}
+	x.entry = or(look.GetNode(), x.entry)
+	return look, dest, unrouted, nil
 }
 
-// announcerAnnotation is where svcproxy notes the node that announces a Service's load balancer addresses.
-const announcerAnnotation = "podwire.dev/announcer"
-
-// lookup asks svcproxy what the destination is.
-func (x *explainer) lookup(ctx context.Context, dest netip.Addr) (*svcproxyv1.LookupResponse, error) {
+// lookup asks svcproxy about a Service's name, or an address. Source ranges are held against the client's address of the
+// family of dest.
+func (x *explainer) lookup(ctx context.Context, destination string, dest netip.Addr) (*svcproxyv1.LookupResponse, error) {
 	conn, err := x.c.Dial(ctx, "svcproxy")
 	if err != nil {
 		return nil, err
 	}
-	req := &svcproxyv1.LookupRequest{Namespace: x.namespace, Port: x.port, Protocol: x.protocol, Node: x.entry}
-	if meta := x.to.service.GetMetadata(); meta != nil {
-		req.Destination, req.Namespace = meta.GetName(), meta.GetNamespace()
-	} else {
-		req.Destination = dest.String()
+	req := &svcproxyv1.LookupRequest{
+		Destination: destination, Namespace: or(x.to.service.GetMetadata().GetNamespace(), x.namespace),
+		Port: x.port, Protocol: x.protocol, Node: x.entry, Client: svcproxyv1.LookupRequest_CLIENT_INSIDE,
+	}
+	if x.outside() {
+		req.Client = svcproxyv1.LookupRequest_CLIENT_OUTSIDE
+	}
+	source := sameFamily(x.from.addrs, dest)
+	if !dest.IsValid() && len(x.from.addrs) > 0 {
+		source = x.from.addrs[0]
+	}
+	if source.IsValid() {
+		req.ClientAddress = source.String()
 	}
 	return svcproxyv1.NewLookupServiceClient(conn).Lookup(ctx, req)
 }
@@ -119,9 +166,18 @@ func (e end) node() string { return e.party.pod.GetSpec().GetNodeName() }
 
 // translated fills in the Service of an answer and returns its endpoints.
 func (x *explainer) translated(ctx context.Context, out *explain.Answer, look *svcproxyv1.LookupResponse, dest netip.Addr) []end {
+	if look.GetMatch() == svcproxyv1.LookupResponse_MATCH_NONE {
+		return nil
+	}
 	match := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(look.GetMatch().String(), "MATCH_"), "_", " "))
 	out.Service = &explain.Translation{
 		Name: look.GetNamespace() + "/" + look.GetService(), Match: match, Port: look.GetPortName(), Backends: []explain.Backend{},
+	}
+	if look.GetOutcome() == svcproxyv1.LookupResponse_OUTCOME_SERVED {
+		out.Service.Reason = look.GetReason() // else the verdict says it
+	}
+	if look.GetAddress() != "" && x.outside() {
+		out.Service.Address = netip.AddrPortFrom(dest, uint16(look.GetPort())).String()
 	}
 	var ends []end
 	for _, b := range look.GetBackends() {
@@ -132,9 +188,7 @@ func (x *explainer) translated(ctx context.Context, out *explain.Answer, look *s
 		e := end{party: party{text: b.GetAddress(), addrs: []netip.Addr{addr}}, addr: addr, port: b.GetPort()}
 		if ns, name, ok := strings.Cut(b.GetPod(), "/"); ok {
 			e.party.text = b.GetPod()
-			e.party.pod = &objectv1.Pod{
-				Metadata: &objectv1.ObjectMeta{Namespace: ns, Name: name}, Spec: &objectv1.PodSpec{NodeName: b.GetNode()},
-			}
+			e.party.pod = x.backend(ctx, ns, name, b.GetNode())
 		}
 		ends = append(ends, e)
 		out.Service.Backends = append(out.Service.Backends, explain.Backend{Address: e.String(), Pod: b.GetPod(), Node: b.GetNode()})
@@ -142,7 +196,11 @@ func (x *explainer) translated(ctx context.Context, out *explain.Answer, look *s
 	if x.entry == "" || look.GetMatch() == svcproxyv1.LookupResponse_MATCH_HEADLESS || !dest.IsValid() {
 		return ends
 	}
-	t := x.tables(ctx, x.entry, sameFamily(x.from.addrs, dest), end{addr: dest, port: x.port}, x.origin())
+	port := x.port
+	if out.Service.Address != "" {
+		port = look.GetPort()
+	}
+	t := x.tables(ctx, x.entry, sameFamily(x.from.addrs, dest), end{addr: dest, port: port}, x.origin())
 	out.Service.Tables = &t
 	if t.Unknown == "" {
 		out.Service.Differs = differentBackends(ends, t)
@@ -150,6 +208,16 @@ func (x *explainer) translated(ctx context.Context, out *explain.Answer, look *s
 		t.Steps = nil
 	}
 	return ends
+}
+
+// backend is the Pod of an endpoint. One that is on no node is read, since it may be a fabric member.
+func (x *explainer) backend(ctx context.Context, namespace, name, node string) *objectv1.Pod {
+	if node == "" {
+		if p, err := x.pod(ctx, namespace, name); err == nil {
+			return p.pod
+		}
+	}
+	return &objectv1.Pod{Metadata: &objectv1.ObjectMeta{Namespace: namespace, Name: name}, Spec: &objectv1.PodSpec{NodeName: node}}
 }
 
 // differentBackends says how a node's endpoints are not those that svcproxy named.
@@ -170,31 +238,57 @@ func differentBackends(ends []end, t explain.Tables) string {
 // origin says where the packet starts for the entry node's tables.
 func (x *explainer) origin() string {
 	switch {
-	case x.from.pod != nil:
-		return "pod"
-	case x.from.node != nil:
+	case x.from.host():
 		return "node"
+	case x.from.pod != nil && x.from.member() == "":
+		return "pod"
 	}
 	return "underlay"
 }
 
 // follow asks policies and tables about each endpoint, and concludes.
 func (x *explainer) follow(ctx context.Context, out *explain.Answer, ends []end) error {
-	for _, e := range ends {
-		p := explain.Path{To: e.String(), Tables: x.way(ctx, e)}
-		var err error
-		if p.Policy, err = x.policy(ctx, e); err != nil {
-			return err
-		}
-		out.Paths = append(out.Paths, p)
+	paths, err := x.paths(ctx, ends)
+	if err != nil {
+		return err
 	}
+	x.ends, out.Paths = ends, paths
 	out.Conclude()
 	return nil
 }
 
-// crosses says whether the packet goes from its entry node into the fabric, to another node's pod.
+// paths asks policies and tables about each endpoint.
+func (x *explainer) paths(ctx context.Context, ends []end) ([]explain.Path, error) {
+	if err := x.listNodes(ctx); err != nil {
+		return nil, err
+	}
+	out := make([]explain.Path, 0, len(ends))
+	for _, e := range ends {
+		p := explain.Path{From: x.from.text, To: e.String(), Tables: x.way(ctx, e)}
+		if seen, why := x.seen(ctx, e); seen.IsValid() && (why != "" || x.outside() && x.entryOf(e) != "") {
+			p.Seen, p.Masquerade = seen.String(), why
+		}
+		var err error
+		if p.Policy, err = x.policy(ctx, e); err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// entryOf is the node whose tables see the packet to an endpoint first: for a fabric member, that of the endpoint.
+func (x *explainer) entryOf(e end) string {
+	if x.from.member() != "" && x.entry == "" {
+		return e.node()
+	}
+	return x.entry
+}
+
+// crosses says whether the packet goes from its entry node into the fabric, to another node's pod or a member.
 func (x *explainer) crosses(e end) bool {
-	return x.entry != "" && e.node() != "" && e.node() != x.entry
+	entry := x.entryOf(e)
+	return entry != "" && (e.node() != "" && e.node() != entry || e.party.member() != "")
 }
 
 // policy asks the policy service about one endpoint.
@@ -204,9 +298,12 @@ func (x *explainer) policy(ctx context.Context, e end) (explain.Policy, error) {
 		from.addrs = []netip.Addr{sameFamily(from.addrs, e.addr)}
 	}
 	asked := from.asked(e.addr)
-	if x.from.pod == nil && x.from.node == nil && x.crosses(e) {
-		// The entry node gives the packet its tunnel address, and so is the source.
+	if x.origin() != "pod" && x.crosses(e) {
+		// What policy sees is the address that the entry node gives the packet.
 		asked = &policyv1.Party{Party: &policyv1.Party_Node{Node: x.entry}}
+		if seen, _ := x.seen(ctx, e); seen.IsValid() {
+			asked = &policyv1.Party{Party: &policyv1.Party_Address{Address: seen.String()}}
+		}
 	}
 	conn, err := x.c.Dial(ctx, "policy")
 	if err != nil {
@@ -218,26 +315,44 @@ func (x *explainer) policy(ctx context.Context, e end) (explain.Policy, error) {
 	if err != nil {
 		return explain.Policy{}, err
 	}
-	return explain.Policy{
+	out := explain.Policy{
 		Allowed: v.GetAllowed(), Egress: v.GetEgress().GetReason(), Ingress: v.GetIngress().GetReason(), Revision: v.GetRevision(),
-	}, nil
+	}
+	if x.from.pod != nil && e.party.pod != nil && x.from.text == e.party.text {
+		const open = "open: a pod always reaches itself"
+		out.Allowed, out.Egress, out.Ingress = true, open, open
+		return out, nil
+	}
+	// A policy that selects a member isolates nothing.
+	if x.from.member() != "" && v.GetEgress().GetVerdict() == policyv1.Side_VERDICT_DENIED {
+		out.Egress, out.Allowed = notIsolated(x.from, v.GetEgress()), v.GetIngress().GetVerdict() != policyv1.Side_VERDICT_DENIED || e.party.member() != ""
+	}
+	if e.party.member() != "" && v.GetIngress().GetVerdict() == policyv1.Side_VERDICT_DENIED {
+		out.Ingress, out.Allowed = notIsolated(e.party, v.GetIngress()), v.GetEgress().GetVerdict() != policyv1.Side_VERDICT_DENIED || x.from.member() != ""
+	}
+	return out, nil
+}
+
+// notIsolated says why a policy that denies does not matter to a member.
+func notIsolated(p party, side *policyv1.Side) string {
+	return fmt.Sprintf("open: no agent stands before the fabric member %s, so %s does not isolate it", p.text, strings.Join(side.GetPolicies(), ", "))
 }
 
 // way follows the packet through the tables of its entry node and of the endpoint's node.
 func (x *explainer) way(ctx context.Context, e end) []explain.Tables {
-	source := sameFamily(x.from.addrs, e.addr)
-	if x.entry == "" || !source.IsValid() {
+	source, entry := sameFamily(x.from.addrs, e.addr), x.entryOf(e)
+	if entry == "" || !source.IsValid() {
 		return []explain.Tables{}
 	}
-	first := x.tables(ctx, x.entry, source, e, x.origin())
+	first := x.tables(ctx, entry, source, e, x.origin())
 	first.Backends = nil // an endpoint is translated no further
 	out := []explain.Tables{first}
-	if !x.crosses(e) || first.Blocks() {
+	if !x.crosses(e) || first.Blocks() || e.node() == "" {
 		return out
 	}
-	if x.from.pod == nil {
-		if source = x.tunnel(ctx, x.entry, e.addr); !source.IsValid() {
-			return append(out, explain.Tables{Node: e.node(), Unknown: "the tunnel address of " + x.entry + " is not known"})
+	if x.origin() != "pod" {
+		if source, _ = x.seen(ctx, e); !source.IsValid() {
+			return append(out, explain.Tables{Node: e.node(), Unknown: "the tunnel address of " + entry + " is not known"})
 		}
 	}
 	return append(out, x.tables(ctx, e.node(), source, e, "underlay"))

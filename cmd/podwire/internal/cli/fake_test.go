@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"podwire.dev/cmd/podwire/internal/lab"
 	"podwire.dev/cmd/podwire/internal/session"
 	"podwire.dev/internal/daemon"
 	"podwire.dev/internal/errs"
@@ -57,6 +59,8 @@ type fakeCluster struct {
 	// sockets are the targets by name; what is shown of a process is stable.
 	sockets map[string]string
 	outside string
+	// routes are what the outside routes, by destination.
+	routes map[netip.Prefix]lab.Route
 }
 
 // newFake starts one server per process: the services, and the nodes.
@@ -68,7 +72,9 @@ func newFake(t testing.TB, nodes ...string) *fakeCluster {
 	}
 	f := &fakeCluster{t: t, kinds: kinds, revision: 100, canned: map[string][]string{}, failures: map[string]int{}, sockets: map[string]string{}}
 	dir := t.TempDir()
-	f.sockets["ingress"] = f.serve(dir, "ingress") // for its kinds; the stories of processes do without it
+	for _, name := range []string{"dns", "ingress"} { // the stories of processes do without them
+		f.sockets[name] = f.serve(dir, name)
+	}
 	for _, name := range []string{"cluster", "ipam", "policy", "svcproxy"} {
 		f.sockets[name] = f.serve(dir, name)
 		f.processes = append(f.processes, &clusterv1.Process{Service: name, Name: name + "-0", Target: "unix:///run/" + name})
@@ -163,6 +169,9 @@ func (f *fakeCluster) unary(process, name string, m protoreflect.MethodDescripto
 	}
 	resp := newMessage(f.t, m.Output())()
 	docs := f.answers(process, name)
+	if about := f.about(name, req); about != nil {
+		docs = about
+	}
 	switch {
 	case len(docs) > 0:
 		return resp, fill(resp, docs[0])
@@ -181,6 +190,24 @@ func (f *fakeCluster) answers(process, name string) []string {
 		return docs
 	}
 	return f.canned[name]
+}
+
+// about is the answer to a request that says something of its own: "<service>/<method> ~ <part of its JSON without spaces>".
+// The longest part counts.
+func (f *fakeCluster) about(name string, req proto.Message) []string {
+	raw, err := protojson.Marshal(req)
+	if err != nil {
+		return nil
+	}
+	text := strings.ReplaceAll(string(raw), " ", "")
+	best, found := "", []string(nil)
+	for key, docs := range f.canned {
+		method, part, ok := strings.Cut(key, " ~ ")
+		if ok && method == name && len(part) > len(best) && strings.Contains(text, part) {
+			best, found = part, docs
+		}
+	}
+	return found
 }
 
 // fill makes a message of a canned answer.
@@ -425,6 +452,16 @@ func (f *fakeCluster) OutsideNetNS() (string, error) {
 		return "", errs.New(errs.Unavailable, "podwire is not up")
 	}
 	return f.outside, nil
+}
+
+// OutsideRoute implements Session.
+func (f *fakeCluster) OutsideRoute(to netip.Addr) (lab.Route, error) {
+	for p, r := range f.routes {
+		if p.Contains(to) {
+			return r, nil
+		}
+	}
+	return lab.Route{}, errs.New(errs.NotFound, "no route leads to %s", to)
 }
 
 // result is what a command came to.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/tools/txtar"
+
+	"podwire.dev/cmd/podwire/internal/lab"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -31,6 +34,8 @@ func rootOf(a *app) *cobra.Command {
 //	nodes                   the nodes that have an agent
 //	answer <method>         what a method answers: JSON documents separated by ---, or "error KIND: text"
 //	answer <process> <method>
+//	answer <method> ~ <part of the request's JSON>
+//	outside                 routes of the outside: PREFIX SOURCE [VIA]
 //	file <name>             a file in the directory that the commands run in
 //	$ <arguments>           a command, and what it prints; each line of stderr begins with "! ", the last line is its status
 //	$ <arguments> < <name>  the same with a file as its input
@@ -105,12 +110,31 @@ func set(t *testing.T, archive *txtar.Archive) *fakeCluster {
 			if err := os.WriteFile(name, file.Data, 0o600); err != nil {
 				t.Fatal(err)
 			}
+		case "outside":
+			f.routes = routes(t, string(file.Data))
 		case "nodes", "$":
 		default:
 			t.Fatalf("what is the file %q for?", file.Name)
 		}
 	}
 	return f
+}
+
+func routes(t *testing.T, text string) map[netip.Prefix]lab.Route {
+	t.Helper()
+	out := map[netip.Prefix]lab.Route{}
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 {
+			t.Fatalf("route %q", line)
+		}
+		r := lab.Route{Source: netip.MustParseAddr(words[1])}
+		if len(words) > 2 {
+			r.Via = netip.MustParseAddr(words[2])
+		}
+		out[netip.MustParsePrefix(words[0])] = r
+	}
+	return out
 }
 
 // storyTime bounds one command; --timeout of a story is far below it.

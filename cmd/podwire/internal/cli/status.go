@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"podwire.dev/cmd/podwire/internal/cli/describe"
 	"podwire.dev/cmd/podwire/internal/cli/objects"
 	"podwire.dev/cmd/podwire/internal/session"
 	"podwire.dev/internal/errs"
@@ -28,7 +29,7 @@ import (
 func (a *app) statusCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use: "status", Short: "show services, nodes, who is behind, and where a kernel differs", Args: cobra.NoArgs,
+		Use: "status", Short: "show services, nodes, fabric members, who is behind, where a kernel differs, and what leads nowhere", Args: cobra.NoArgs,
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, or text")
 	cmd.RunE = a.traced("status", func(ctx context.Context, _ []string) error {
@@ -60,8 +61,12 @@ func (a *app) status(ctx context.Context, output string) error {
 	if err != nil {
 		return err
 	}
+	var found findings
+	var looking sync.WaitGroup
+	looking.Go(func() { found = a.find(ctx) })
 	services, nodes := a.askAll(ctx, processes)
 	progress, err := a.watermarks(ctx)
+	looking.Wait()
 	if err != nil {
 		return err
 	}
@@ -69,9 +74,9 @@ func (a *app) status(ctx context.Context, output string) error {
 		return err
 	}
 	if output == "json" {
-		return a.statusJSON(services, nodes, progress)
+		return a.statusJSON(services, nodes, progress, found)
 	}
-	return writeStatus(a.out, services, nodes, progress)
+	return writeStatus(a.out, services, nodes, progress, found)
 }
 
 // absent adds what ought to be there and is not: required services without a replica, and Nodes without an agent.
@@ -162,7 +167,7 @@ func (a *app) watermarks(ctx context.Context) ([]*clusterv1.ServiceProgress, err
 	return last.GetServices(), err
 }
 
-func writeStatus(w io.Writer, services []serviceState, nodes []nodeState, progress []*clusterv1.ServiceProgress) error {
+func writeStatus(w io.Writer, services []serviceState, nodes []nodeState, progress []*clusterv1.ServiceProgress, found findings) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(tw, "SERVICE\tREPLICA\tHEALTH\tWATERMARK\tBEHIND")
 	for _, s := range services {
@@ -183,6 +188,14 @@ func writeStatus(w io.Writer, services []serviceState, nodes []nodeState, progre
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%d\t%s\n", n.process.GetName(), yesNo(n.process.GetReady()), heldText(n.status),
 			podCount(n.status), addressText(n.status), n.status.GetKernelWrites(), or(driftText(n.status), none))
 	}
+	if len(found.members) > 0 {
+		fmt.Fprintln(tw, "\nMEMBER\tREADY\tSERVICE\tADDRESSES\tUNDERLAY")
+	}
+	for _, m := range found.members {
+		fabric, underlay := memberAddresses(m)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", m.GetMetadata().GetName(), yesNo(describe.Ready(m)), describe.Member(m),
+			or(strings.Join(fabric, ","), none), or(strings.Join(underlay, ","), none))
+	}
 	if err := tw.Flush(); err != nil {
 		return err
 	}
@@ -193,6 +206,14 @@ func writeStatus(w io.Writer, services []serviceState, nodes []nodeState, progre
 		for _, line := range remarks(n.status) {
 			fmt.Fprintf(w, "%s: %s\n", n.process.GetName(), line)
 		}
+	}
+	for _, m := range found.members {
+		if why := notReady(m); why != "" {
+			fmt.Fprintf(w, "%s: not ready: %s\n", m.GetMetadata().GetName(), why)
+		}
+	}
+	for _, line := range found.lines() {
+		fmt.Fprintf(w, "warning: %s\n", line)
 	}
 	return nil
 }
@@ -294,8 +315,16 @@ func remarks(st *nodeagentv1.StatusResponse) []string {
 }
 
 // statusJSON prints everything that was answered.
-func (a *app) statusJSON(services []serviceState, nodes []nodeState, progress []*clusterv1.ServiceProgress) error {
+func (a *app) statusJSON(services []serviceState, nodes []nodeState, progress []*clusterv1.ServiceProgress, found findings) error {
 	var serviceList, nodeList []any
+	memberList, warningList, missingList := []any{}, list(found.warnings), list(found.missing)
+	for _, m := range found.members {
+		fabric, underlay := memberAddresses(m)
+		memberList = append(memberList, map[string]any{
+			"name": m.GetMetadata().GetName(), "service": describe.Member(m), "ready": describe.Ready(m), "reason": notReady(m),
+			"addresses": list(fabric), "underlay": list(underlay),
+		})
+	}
 	for _, s := range services {
 		entry := map[string]any{
 			"service": s.process.GetService(), "replica": s.process.GetName(), "target": s.process.GetTarget(), "health": s.health,
@@ -321,7 +350,9 @@ func (a *app) statusJSON(services []serviceState, nodes []nodeState, progress []
 		}
 		nodeList = append(nodeList, entry)
 	}
-	doc, err := structpb.NewStruct(map[string]any{"services": serviceList, "nodes": nodeList})
+	doc, err := structpb.NewStruct(map[string]any{
+		"services": serviceList, "nodes": nodeList, "members": memberList, "warnings": warningList, "unread": missingList,
+	})
 	if err != nil {
 		return errs.WrapAs(errs.Internal, err, "status")
 	}
@@ -331,6 +362,15 @@ func (a *app) statusJSON(services []serviceState, nodes []nodeState, progress []
 	}
 	_, err = a.out.Write(text)
 	return err
+}
+
+// list turns texts into what structpb takes.
+func list(texts []string) []any {
+	out := make([]any, 0, len(texts))
+	for _, t := range texts {
+		out = append(out, t)
+	}
+	return out
 }
 
 // plain turns a message into what structpb takes.

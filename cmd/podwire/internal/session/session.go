@@ -12,12 +12,14 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"time"
 
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 
+	"podwire.dev/cmd/podwire/internal/lab"
 	"podwire.dev/cmd/podwire/internal/statedir"
 	"podwire.dev/internal/errs"
 	"podwire.dev/internal/pki"
@@ -138,7 +140,17 @@ func notRunning(dir statedir.Dir, err error) error {
 	return errs.New(errs.Unavailable, "podwire is not up in %s (start it with `podwire up`, or name another state with --state)", dir)
 }
 
-// Dial connects to a service: cluster, ipam, svcproxy or policy. Calls are traced in ctx's telemetry. The connection does
+// OutsideRoute is the way to an address from outside of the cluster, as OutsideNetNS has it. Errors: NotFound where no
+// route leads there.
+func (e *Env) OutsideRoute(to netip.Addr) (lab.Route, error) {
+	path, err := e.OutsideNetNS()
+	if err != nil {
+		return lab.Route{}, err
+	}
+	return lab.RouteTo(path, to)
+}
+
+// Dial connects to a service: cluster, ipam, svcproxy, policy, dns or ingress. Calls are traced in ctx's telemetry. The connection does
 // not wait for the service; a state directory in which nothing is up is Unavailable at once.
 func (e *Env) Dial(ctx context.Context, service string, opts ...rpc.DialOption) (*grpc.ClientConn, error) {
 	opts = append(opts, rpc.WithTelemetry(telemetry.FromContext(ctx)))

@@ -17,6 +17,14 @@ const (
 	Refused = "refused"
 	// Partly: some of the endpoints that may be chosen are out of reach.
 	Partly = "partly allowed"
+	// Dropped: the Service does not let the client in, and does not answer.
+	Dropped = "dropped"
+	// Unrouted: the packet comes to no node.
+	Unrouted = "not routed"
+	// Unresolved: the name leads to no address.
+	Unresolved = "not resolved"
+	// Answered: the ingress answers the request itself, and no backend sees it.
+	Answered = "answered by the ingress"
 )
 
 // Answer is everything that was found out about one connection.
@@ -26,21 +34,64 @@ type Answer struct {
 	// Port is the destination's, before translation.
 	Port     uint32 `json:"port"`
 	Protocol string `json:"protocol"`
+	// Assumed says which address the client is taken to have, and why; empty where it is known.
+	Assumed string `json:"assumed,omitempty"`
+	// Name is nil where the destination was given by no name that clients resolve.
+	Name *Resolution `json:"name,omitempty"`
 	// Service is nil where the destination is no Service's.
 	Service *Translation `json:"service,omitempty"`
 	// Paths has one entry per endpoint that may be chosen; none where the connection is refused.
 	Paths []Path `json:"paths"`
+	// Request is what the ingress makes of it; nil where none is asked.
+	Request *Request `json:"request,omitempty"`
 	// Verdict is one of the constants.
 	Verdict string `json:"verdict"`
-	// Reason says why it is Refused.
+	// Reason says why, where it is not the paths that say so.
 	Reason string `json:"reason,omitempty"`
 	// Note says what could not be asked, and why.
 	Note string `json:"note,omitempty"`
 }
 
+// Resolution is what a name leads to for the client.
+type Resolution struct {
+	// Asked is the name as given; Name the complete one that the search list led to.
+	Asked string `json:"asked"`
+	Name  string `json:"name,omitempty"`
+	// Records are the answers, each as TYPE DATA.
+	Records []string `json:"records,omitempty"`
+	// Rcode is NOERROR, NXDOMAIN and so on; empty where nobody was asked.
+	Rcode  string `json:"rcode,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Denied says why the client's own queries do not pass, whatever the answer is; empty where they do.
+	Denied string `json:"denied,omitempty"`
+	// Taken says what the name was taken for where it was not resolved, and why.
+	Taken string `json:"taken,omitempty"`
+}
+
+// Request is a request over HTTP in the ingress.
+type Request struct {
+	URL string `json:"url"`
+	// Ingress is <namespace>/<name>, and Rule the field in it that decides; both empty where none does.
+	Ingress string `json:"ingress,omitempty"`
+	Rule    string `json:"rule,omitempty"`
+	// Service is <namespace>/<name> with the port as the Ingress names it.
+	Service string `json:"service,omitempty"`
+	// Path is what the backend is asked for.
+	Path string `json:"path,omitempty"`
+	// Certificate is the Secret of what the client is shown; empty for the server's own, and without TLS.
+	Certificate string `json:"certificate,omitempty"`
+	// Status is what the ingress answers itself; 0: the backend's answer is passed on.
+	Status int32  `json:"status,omitempty"`
+	Reason string `json:"reason"`
+	// Paths are those from the ingress to the endpoints.
+	Paths []Path `json:"paths,omitempty"`
+	// Unknown says why the ingress could not be asked.
+	Unknown string `json:"unknown,omitempty"`
+}
+
 // Party is an end, looked up.
 type Party struct {
-	// Kind is pod, node, service or address.
+	// Kind is pod, member (a fabric member that is no node), node, service, host or address.
 	Kind string `json:"kind"`
 	// Name is <namespace>/<name> of a pod or service, the node's name, or the text of the question.
 	Name      string   `json:"name"`
@@ -53,9 +104,13 @@ type Party struct {
 type Translation struct {
 	Name string `json:"name"`
 	// Match is cluster ip, node port, load balancer, external ip or headless.
-	Match    string    `json:"match"`
+	Match string `json:"match"`
+	// Address is what a client outside has to dial, with the port, where the question has the Service's name.
+	Address  string    `json:"address,omitempty"`
 	Port     string    `json:"portName,omitempty"`
 	Backends []Backend `json:"backends"`
+	// Reason says why these backends.
+	Reason string `json:"reason,omitempty"`
 	// Tables is what the tables of the first node make of the destination; nil where none was asked.
 	Tables *Tables `json:"tables,omitempty"`
 	// Differs says how the tables' endpoints are not those of svcproxy.
@@ -72,8 +127,14 @@ type Backend struct {
 
 // Path is the way to one endpoint.
 type Path struct {
+	// From is who sends, by name.
+	From string `json:"from"`
 	// To is its address and port.
 	To string `json:"to"`
+	// Seen is the source as the endpoint and its policy see it, and Masquerade says why it is not the client's own; both
+	// empty where nothing changes it and nobody would ask.
+	Seen       string `json:"seen,omitempty"`
+	Masquerade string `json:"masquerade,omitempty"`
 	// Policy is what the policies say, straight from the objects.
 	Policy Policy `json:"policy"`
 	// Tables are what the nodes' tables do, in the order of the packet's way.
@@ -114,32 +175,42 @@ func (t Tables) ByPolicy() bool {
 	return strings.HasPrefix(t.DecidedBy, "egress policy") || strings.HasPrefix(t.DecidedBy, "ingress policy")
 }
 
-// Conclude draws Passes and Differs of each path from what both sides say, and the verdict from the paths.
+// Conclude draws Passes and Differs of each path from what both sides say, and the verdict from the paths. Where the
+// request goes on from an ingress, its paths decide.
 func (a *Answer) Conclude() {
+	if a.Verdict != "" { // decided before any path
+		return
+	}
+	a.Verdict, a.Reason = conclude(a.Paths)
+}
+
+// Conclude is the same of the request's own paths: its word holds where the client reaches the ingress.
+func (r *Request) Conclude() (verdict, reason string) { return conclude(r.Paths) }
+
+func conclude(paths []Path) (verdict, reason string) {
 	passing := 0
-	for i := range a.Paths {
-		a.Paths[i].conclude()
-		if a.Paths[i].Passes {
+	for i := range paths {
+		paths[i].conclude()
+		if paths[i].Passes {
 			passing++
 		}
 	}
 	switch {
-	case a.Verdict != "": // refused before any path
-	case passing == len(a.Paths) && passing > 0:
-		a.Verdict = Allowed
+	case passing == len(paths) && passing > 0:
+		return Allowed, ""
 	case passing > 0:
-		a.Verdict = Partly
-	case a.rejected() != "":
-		a.Verdict, a.Reason = Refused, a.rejected()
-	default:
-		a.Verdict = Denied
+		return Partly, fmt.Sprintf("%d of %d endpoints", passing, len(paths))
 	}
+	if reason := rejected(paths); reason != "" {
+		return Refused, reason
+	}
+	return Denied, ""
 }
 
 // rejected says what refuses every path at once although policies allow it; empty where that is not so.
-func (a *Answer) rejected() string {
+func rejected(paths []Path) string {
 	reason := ""
-	for _, p := range a.Paths {
+	for _, p := range paths {
 		last := Tables{}
 		if n := len(p.Tables); n > 0 {
 			last = p.Tables[n-1]
@@ -177,98 +248,4 @@ func (a *Answer) WriteJSON(w io.Writer) error {
 	enc.SetIndent("", "    ")
 	enc.SetEscapeHTML(false)
 	return errs.WrapAs(errs.Internal, enc.Encode(a), "explain")
-}
-
-// WriteText prints the answer for people, one fact per line.
-func (a *Answer) WriteText(w io.Writer) error {
-	var b strings.Builder
-	say := func(what, format string, args ...any) {
-		fmt.Fprintf(&b, "%-8s %s\n", what, fmt.Sprintf(format, args...))
-	}
-	say("from", "%s", a.From)
-	say("to", "%s, port %d/%s", a.To, a.Port, a.Protocol)
-	if s := a.Service; s != nil {
-		name := s.Name
-		if s.Port != "" {
-			name += ":" + s.Port
-		}
-		say("service", "%s of %s", s.Match, name)
-		for _, e := range s.Backends {
-			say("backend", "%s: %s on %s", e.Address, either(e.Pod, "an address outside of the cluster"), either(e.Node, "no node"))
-		}
-		if t := s.Tables; t != nil && t.Unknown != "" {
-			t.write(say)
-		} else if t != nil {
-			say("tables", "%s: from %s: %s", t.Node, t.Source, either(strings.Join(t.Backends, ", "), t.Fate+" ("+t.DecidedBy+")"))
-		}
-		if s.Differs != "" {
-			say("DIFFERS", "%s: `podwire status` shows who is behind", s.Differs)
-		}
-	}
-	for _, p := range a.Paths {
-		say("egress", "%s -> %s: %s", a.From.Name, p.To, p.Policy.Egress)
-		say("ingress", "%s -> %s: %s", a.From.Name, p.To, p.Policy.Ingress)
-		for _, t := range p.Tables {
-			t.write(say)
-		}
-		if p.Differs != "" {
-			say("DIFFERS", "%s: `podwire status` shows who is behind", p.Differs)
-		}
-	}
-	if a.Note != "" {
-		say("note", "%s", a.Note)
-	}
-	say("verdict", "%s", a.verdict())
-	_, err := io.WriteString(w, b.String())
-	return errs.WrapAs(errs.Internal, err, "explain")
-}
-
-func (a *Answer) verdict() string {
-	switch a.Verdict {
-	case Refused:
-		return Refused + ": " + a.Reason
-	case Partly:
-		n := 0
-		for _, p := range a.Paths {
-			if p.Passes {
-				n++
-			}
-		}
-		return fmt.Sprintf("allowed to %d of %d endpoints", n, len(a.Paths))
-	}
-	return a.Verdict
-}
-
-func (t Tables) write(say func(what, format string, args ...any)) {
-	if t.Unknown != "" {
-		say("route", "%s: cannot be asked: %s", t.Node, t.Unknown)
-		return
-	}
-	for _, s := range t.Steps {
-		say("route", "%s: %s", t.Node, s)
-	}
-	decided := ""
-	if t.DecidedBy != "" {
-		decided = " (" + t.DecidedBy + ")"
-	}
-	say("fate", "%s: from %s %s%s", t.Node, t.Source, t.Fate, decided)
-}
-
-// String names the party for people.
-func (p Party) String() string {
-	text := p.Kind + " " + p.Name
-	if len(p.Addresses) > 0 && p.Addresses[0] != p.Name {
-		text += " (" + strings.Join(p.Addresses, ", ") + ")"
-	}
-	if p.Node != "" {
-		text += " on " + p.Node
-	}
-	return text
-}
-
-func either(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }

@@ -47,6 +47,8 @@ type Target struct {
 	PortName string
 	// Protocol is TCP, UDP or SCTP.
 	Protocol string
+	// Scheme is http or https where the text is a URL, and Path what it asks for; Name or Addr is its host then.
+	Scheme, Path string
 }
 
 const outsideWord = "outside"
@@ -67,6 +69,8 @@ func ParseFrom(text string) (End, error) {
 		return End{}, err
 	case e.Kind == Service:
 		return End{}, errs.New(errs.Invalid, "%q: a connection comes from a pod, node/NAME, an address, or outside, and from no service", text)
+	case strings.HasSuffix(e.Name, "."):
+		return End{}, errs.New(errs.Invalid, "%q: a connection comes from a pod by its own name, which has no dot at its end", text)
 	case e.Kind == Any:
 		e.Kind = Pod
 	}
@@ -75,8 +79,11 @@ func ParseFrom(text string) (End, error) {
 
 // ParseTarget reads where a connection goes: END[:PORT][/PROTOCOL]. END is [NAMESPACE/]NAME or NAME.NAMESPACE of a service
 // or a pod, pod/…, service/…, node/NAME, or an address; an IPv6 address with a port stands in brackets. PORT is a number or
-// a port's name; PROTOCOL is TCP, UDP or SCTP. Errors: Invalid.
+// a port's name; PROTOCOL is TCP, UDP or SCTP. Or it is http://HOST[:PORT]/PATH, or https. Errors: Invalid.
 func ParseTarget(text string) (Target, error) {
+	if scheme, rest, ok := strings.Cut(text, "://"); ok {
+		return parseURL(text, scheme, rest)
+	}
 	rest, protocol := cutProtocol(text)
 	t := Target{Protocol: protocol}
 	host, port, err := cutPort(rest)
@@ -93,6 +100,46 @@ func ParseTarget(text string) (Target, error) {
 	}
 	if t.PortName != "" && t.Kind != Any && t.Kind != Pod && t.Kind != Service {
 		return Target{}, errs.New(errs.Invalid, "%q: the port of an address or a node is a number", text)
+	}
+	return t, nil
+}
+
+// parseURL reads what follows the scheme of a URL. A query or a fragment decides nothing, and is left out.
+func parseURL(text, scheme, rest string) (Target, error) {
+	t := Target{Protocol: "TCP", Scheme: strings.ToLower(scheme), Path: "/"}
+	authority := rest
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		authority = rest[:i]
+		path, _, _ := strings.Cut(rest[i:], "#")
+		if path, _, _ = strings.Cut(path, "?"); path != "" {
+			t.Path = path
+		}
+	}
+	switch t.Scheme {
+	case "http":
+		t.Port = 80
+	case "https":
+		t.Port = 443
+	default:
+		return Target{}, errs.New(errs.Invalid, "%q: a URL begins with http:// or https://", text)
+	}
+	if strings.ContainsFunc(t.Path, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return Target{}, errs.New(errs.Invalid, "%q: the path must be percent-encoded", text)
+	}
+	host, port, err := cutPort(authority)
+	if err != nil {
+		return Target{}, err
+	}
+	if port != "" {
+		if err := t.setPort(text, port); err != nil {
+			return Target{}, err
+		}
+	}
+	if t.End, err = parseEnd(strings.ToLower(host)); err != nil {
+		return Target{}, err
+	}
+	if t.PortName != "" || t.Kind != Any && t.Kind != Address {
+		return Target{}, errs.New(errs.Invalid, "%q: is no URL: scheme://HOST[:PORT]/PATH, HOST a name or an address, PORT a number", text)
 	}
 	return t, nil
 }
@@ -186,7 +233,11 @@ func parseEnd(text string) (End, error) {
 			e.Namespace, e.Name = ns, name
 		}
 	}
-	if !objectName.MatchString(e.Name) || strings.Contains(text, "/") && e.Namespace == "" && e.Kind == Any ||
+	bare = e.Name
+	if e.Kind == Any && e.Namespace == "" {
+		bare = strings.TrimSuffix(e.Name, ".") // a complete domain name
+	}
+	if !objectName.MatchString(bare) || strings.Contains(text, "/") && e.Namespace == "" && e.Kind == Any ||
 		e.Namespace != "" && !objectName.MatchString(e.Namespace) || strings.Contains(text, "//") || strings.HasPrefix(e.Name, "/") {
 		return End{}, errs.New(errs.Invalid, "%q: is neither a name ([NAMESPACE/]NAME, pod/NAME, service/NAME, node/NAME) nor an address", text)
 	}
@@ -218,6 +269,9 @@ func (e End) String() string {
 
 // String is the target as ParseTarget reads it.
 func (t Target) String() string {
+	if t.Scheme != "" {
+		return t.Scheme + "://" + net.JoinHostPort(t.End.String(), strconv.Itoa(int(t.Port))) + t.Path
+	}
 	text, port := t.End.String(), t.PortName
 	if t.Port != 0 {
 		port = strconv.Itoa(int(t.Port))
