@@ -159,6 +159,72 @@ func TestUnreadyAndTerminating(t *testing.T) {
 	wantFrom(t, inPod(ns, "sender"), "tcp", all.Spec.ClusterIP, 80, "a1")
 }
 
+// TestTheLastEndpointsTerminate: where no endpoint is ready, those that terminate and still serve get the connections: of
+// all, or of the node where a policy is Local (KEP-1669).
+func TestTheLastEndpointsTerminate(t *testing.T) {
+	const ns = "last"
+	shared.namespace(t, ns)
+	file := filepath.Join(t.TempDir(), "ready")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	slow := func(name, node string) string {
+		return strings.ReplaceAll(gated(ns, name, node, file, "terminationGracePeriodSeconds: 600, "),
+			"name: echo,", "name: echo, lifecycle: {preStop: {sleep: {seconds: 500}}},")
+	}
+	shared.apply(t, slow("a1", "node-1")+slow("a2", "node-2")+clientPod(ns, "c1", "node-1")+clientPod(ns, "c2", "node-2")+
+		webService(ns, "any", "type: NodePort, ")+webService(ns, "near", "type: NodePort, internalTrafficPolicy: Local, externalTrafficPolicy: Local, "))
+	anyone, near := shared.service(t, ns, "any"), shared.service(t, ns, "near")
+	both := [][]string{{"a1", "a2"}, {"a1", "a2"}} // who answers a client of node-1, and of node-2
+	check := func(what string, all, local [][]string) {
+		t.Helper()
+		t.Log(what)
+		for n, node := range []string{"node-1", "node-2"} {
+			for family, address := range shared.nodeAddresses(t, node) {
+				for _, protocol := range []string{"tcp", "udp"} {
+					for _, from := range []place{inPod(ns, fmt.Sprintf("c%d", n+1)), onNode(node)} {
+						// A datagram from a port that was used a moment ago goes on to an endpoint that now terminates, as with kube-proxy.
+						if protocol == "tcp" || len(all[n]) == 2 {
+							wantFrom(t, from, protocol, anyone.Spec.ClusterIPs[family], 80, all[n]...)
+						}
+						if local[n] == nil {
+							wantCode(t, from, denied, protocol, near.Spec.ClusterIPs[family], 80)
+						} else {
+							wantFrom(t, from, protocol, near.Spec.ClusterIPs[family], 80, local[n]...)
+						}
+					}
+				}
+				wantFrom(t, outside(), "tcp", address, anyone.Spec.Ports[0].NodePort, all[n]...)
+				if local[n] != nil {
+					wantFrom(t, outside(), "tcp", address, near.Spec.Ports[0].NodePort, local[n]...)
+				}
+			}
+		}
+	}
+	settle := func() { // its receipt is that of all that was before
+		shared.apply(t, fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: settle, namespace: %s, annotations: {n: %q}}, spec: {ports: [{port: 1}]}}",
+			ns, strconv.FormatInt(time.Now().UnixNano(), 10)))
+	}
+	check("both are ready", both, [][]string{{"a1"}, {"a2"}})
+	shared.must(t, "delete", "pod", "a1", "-n", ns)
+	settle()
+	check("a1 terminates: only where it is the last of its node", [][]string{{"a2"}, {"a2"}}, [][]string{{"a1"}, {"a2"}})
+	shared.must(t, "delete", "pod", "a2", "-n", ns)
+	settle()
+	check("both terminate", both, [][]string{{"a1"}, {"a2"}})
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "no endpoint serves", func() error {
+		_, a := shared.answers(inPod(ns, "c1"), 1, "tcp", anyone.Spec.ClusterIP, 80)
+		if a.code != refused {
+			return fmt.Errorf("exit %d: %s", a.code, a.text())
+		}
+		return nil
+	})
+	shared.mustWith(t, "", "delete", "pod", "a1", "a2", "-n", ns, "--grace-period", "0", "--wait")
+}
+
 // TestHostNetworkEndpoints: endpoints on a node's own network, from pods, nodes and the outside.
 func TestHostNetworkEndpoints(t *testing.T) {
 	const ns = "hostnet"

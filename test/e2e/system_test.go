@@ -157,8 +157,10 @@ type nodeStatus struct {
 type sliceStatus struct {
 	Service, Refused  string
 	Connected, Frozen bool
-	Version           int `json:",string"`
-	OfferedVersion    int `json:",string"`
+	// The ids are numbers in quotes.
+	ClusterID, OfferedClusterID string
+	Version                     int `json:",string"`
+	OfferedVersion              int `json:",string"`
 }
 
 func (i *instance) status(t *testing.T) status {

@@ -34,8 +34,8 @@ type site interface {
 	killAgent(ctx context.Context, p podwire, node string) error
 	// resolver says which tool asks the system's resolver in a pod, as its first words.
 	resolver() []string
-	// foreign is a name that the cluster's DNS has to forward, with the address that it has. close ends what answers.
-	foreign(ctx context.Context) (f foreignName, close func(), err error)
+	// foreign is a name that the cluster's DNS has to forward, with the address that it has; end ends what answers.
+	foreign(ctx context.Context) (f foreignName, end func(), err error)
 }
 
 // foreignName is a name outside of the cluster.
