@@ -61,10 +61,6 @@ func Main(args []string) int {
 	})
 }
 
-// Stage runs the stage of a container if args (os.Args without the program) ask for one; the podwire binary calls it
-// before anything else.
-func Stage(args []string) (handled bool, code int) { return shim.Main(args) }
-
 // Probe is the `probe` tool of every pod, for use elsewhere; see package probe.
 func Probe(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return probe.Main(ctx, args, stdout, stderr)
